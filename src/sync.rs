@@ -1,0 +1,86 @@
+//! The one import point for locks and atomics: parking_lot and std normally, shuttle's under
+//! `--cfg shuttle`, where every operation is a point at which the scheduler may switch threads.
+//!
+//! The lock face is the small part of parking_lot's that the crate uses, so that both sides can
+//! have it.
+
+#[cfg(not(shuttle))]
+mod imp {
+    pub(crate) use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+    pub(crate) use std::sync::atomic;
+
+    /// Unlocks and hands the lock to a waiter, if there is one, instead of letting this thread take
+    /// it again at once: for loops that lock the same shard bite after bite.
+    pub(crate) fn unlock_fair<T>(guard: RwLockWriteGuard<'_, T>) {
+        RwLockWriteGuard::unlock_fair(guard);
+    }
+}
+
+#[cfg(shuttle)]
+mod imp {
+    use std::time::Duration;
+
+    pub(crate) use shuttle::sync::atomic;
+    pub(crate) use shuttle::sync::{RwLockReadGuard, RwLockWriteGuard};
+
+    /// How often a timed acquisition tries before it counts as timed out; shuttle has no clock.
+    const TRIES: usize = 3;
+
+    #[derive(Debug, Default)]
+    pub(crate) struct RwLock<T>(shuttle::sync::RwLock<T>);
+
+    impl<T> RwLock<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(shuttle::sync::RwLock::new(value))
+        }
+
+        pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
+            self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+        }
+
+        pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
+            self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+        }
+
+        pub(crate) fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
+            self.0.try_write().ok()
+        }
+
+        pub(crate) fn try_read_for(&self, _: Duration) -> Option<RwLockReadGuard<'_, T>> {
+            retry(|| self.0.try_read().ok())
+        }
+
+        pub(crate) fn try_write_for(&self, _: Duration) -> Option<RwLockWriteGuard<'_, T>> {
+            retry(|| self.0.try_write().ok())
+        }
+    }
+
+    fn retry<G>(mut attempt: impl FnMut() -> Option<G>) -> Option<G> {
+        for _ in 0..TRIES {
+            if let Some(guard) = attempt() {
+                return Some(guard);
+            }
+            shuttle::thread::yield_now();
+        }
+        None
+    }
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Mutex<T>(shuttle::sync::Mutex<T>);
+
+    impl<T> Mutex<T> {
+        pub(crate) fn new(value: T) -> Self {
+            Self(shuttle::sync::Mutex::new(value))
+        }
+
+        pub(crate) fn try_lock(&self) -> Option<shuttle::sync::MutexGuard<'_, T>> {
+            self.0.try_lock().ok()
+        }
+    }
+
+    pub(crate) fn unlock_fair<T>(guard: RwLockWriteGuard<'_, T>) {
+        drop(guard);
+    }
+}
+
+pub(crate) use imp::*;

@@ -1,0 +1,228 @@
+//! The value of an embedding cache: a vector of `f32` behind one shared allocation.
+//!
+//! This module knows nothing of caches; errors and both doors build on it.
+
+use std::borrow::Borrow;
+use std::fmt;
+use std::ops::Deref;
+use std::sync::Arc;
+
+/// An embedding: an immutable vector of `f32` components, cheap to clone.
+///
+/// All clones share one allocation, so a cache hit costs one reference count instead of a copy of
+/// 1.5 to 12 KB. It dereferences to `[f32]` and compares with itself, `Vec<f32>`, slices and arrays,
+/// both ways round.
+///
+/// Making one from a `Vec<f32>` copies the components once (a shared allocation keeps its count in
+/// front of them); from an `Arc<[f32]>` it is free.
+///
+/// # Examples
+///
+/// ```
+/// use embedding_cache::EmbeddingVector;
+///
+/// let vector = EmbeddingVector::from(vec![0.6, 0.8]);
+/// let same = vector.clone(); // shares the components
+/// assert_eq!(same, vec![0.6, 0.8]);
+/// assert_eq!(vector.iter().map(|x| x * x).sum::<f32>(), 1.0);
+/// assert!(vector.shares_memory_with(&same));
+/// ```
+#[derive(Clone)]
+pub struct EmbeddingVector(Arc<[f32]>);
+
+impl EmbeddingVector {
+    /// The components. `O(1)`.
+    #[must_use]
+    pub fn as_slice(&self) -> &[f32] {
+        &self.0
+    }
+
+    /// The number of components. `O(1)`.
+    #[must_use]
+    pub fn dimensions(&self) -> usize {
+        self.0.len()
+    }
+
+    /// A `Vec` of the components. Always copies: the shared allocation holds a count as well.
+    ///
+    /// ```
+    /// # use embedding_cache::EmbeddingVector;
+    /// assert_eq!(EmbeddingVector::from([1.0, 2.0]).into_vec(), vec![1.0, 2.0]);
+    /// ```
+    #[must_use]
+    pub fn into_vec(self) -> Vec<f32> {
+        self.0.to_vec()
+    }
+
+    /// The shared allocation itself. `O(1)`, copies nothing.
+    #[must_use]
+    pub fn into_shared(self) -> Arc<[f32]> {
+        self.0
+    }
+
+    /// Whether `self` and `other` are clones of one another, which no comparison of components
+    /// needs to find out. `O(1)`.
+    #[must_use]
+    pub fn shares_memory_with(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Bytes of the shared allocation: four a component and two counts in front of them.
+    pub(crate) fn heap_bytes(&self) -> u64 {
+        const COUNTS: usize = 2 * size_of::<usize>();
+        (size_of_val::<[f32]>(&self.0) + COUNTS) as u64
+    }
+
+    /// The first component that is NaN or infinite, with its place.
+    pub(crate) fn first_non_finite(&self) -> Option<(usize, f32)> {
+        // One pass that the compiler turns into vector instructions, as nearly every vector is
+        // finite; only a refused one pays for the search.
+        if self.0.iter().fold(true, |finite, x| finite & x.is_finite()) {
+            return None;
+        }
+        self.0.iter().copied().enumerate().find(|(_, x)| !x.is_finite())
+    }
+}
+
+/// Short on purpose: the dimensions and the first four components.
+impl fmt::Debug for EmbeddingVector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const SHOWN: usize = 4;
+        write!(f, "EmbeddingVector({}-d, [", self.0.len())?;
+        for (i, x) in self.0.iter().take(SHOWN).enumerate() {
+            let comma = if i == 0 { "" } else { ", " };
+            write!(f, "{comma}{x:?}")?;
+        }
+        f.write_str(if self.0.len() > SHOWN { ", …])" } else { "])" })
+    }
+}
+
+impl Deref for EmbeddingVector {
+    type Target = [f32];
+
+    fn deref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl AsRef<[f32]> for EmbeddingVector {
+    fn as_ref(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl Borrow<[f32]> for EmbeddingVector {
+    fn borrow(&self) -> &[f32] {
+        &self.0
+    }
+}
+
+impl From<Vec<f32>> for EmbeddingVector {
+    fn from(components: Vec<f32>) -> Self {
+        Self(components.into())
+    }
+}
+
+impl From<&[f32]> for EmbeddingVector {
+    fn from(components: &[f32]) -> Self {
+        Self(components.into())
+    }
+}
+
+impl<const N: usize> From<[f32; N]> for EmbeddingVector {
+    fn from(components: [f32; N]) -> Self {
+        Self(components.into())
+    }
+}
+
+impl From<Arc<[f32]>> for EmbeddingVector {
+    fn from(components: Arc<[f32]>) -> Self {
+        Self(components)
+    }
+}
+
+impl From<Box<[f32]>> for EmbeddingVector {
+    fn from(components: Box<[f32]>) -> Self {
+        Self(components.into())
+    }
+}
+
+impl FromIterator<f32> for EmbeddingVector {
+    fn from_iter<I: IntoIterator<Item = f32>>(components: I) -> Self {
+        Self(components.into_iter().collect())
+    }
+}
+
+impl From<EmbeddingVector> for Vec<f32> {
+    fn from(vector: EmbeddingVector) -> Self {
+        vector.into_vec()
+    }
+}
+
+impl PartialEq for EmbeddingVector {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+impl PartialEq<Vec<f32>> for EmbeddingVector {
+    fn eq(&self, other: &Vec<f32>) -> bool {
+        *self.0 == **other
+    }
+}
+
+impl PartialEq<EmbeddingVector> for Vec<f32> {
+    fn eq(&self, other: &EmbeddingVector) -> bool {
+        **self == *other.0
+    }
+}
+
+impl PartialEq<[f32]> for EmbeddingVector {
+    fn eq(&self, other: &[f32]) -> bool {
+        *self.0 == *other
+    }
+}
+
+impl PartialEq<EmbeddingVector> for [f32] {
+    fn eq(&self, other: &EmbeddingVector) -> bool {
+        *self == *other.0
+    }
+}
+
+impl PartialEq<&[f32]> for EmbeddingVector {
+    fn eq(&self, other: &&[f32]) -> bool {
+        *self.0 == **other
+    }
+}
+
+impl PartialEq<EmbeddingVector> for &[f32] {
+    fn eq(&self, other: &EmbeddingVector) -> bool {
+        **self == *other.0
+    }
+}
+
+impl<const N: usize> PartialEq<[f32; N]> for EmbeddingVector {
+    fn eq(&self, other: &[f32; N]) -> bool {
+        *self.0 == other[..]
+    }
+}
+
+impl<const N: usize> PartialEq<EmbeddingVector> for [f32; N] {
+    fn eq(&self, other: &EmbeddingVector) -> bool {
+        self[..] == *other.0
+    }
+}
+
+#[cfg(feature = "serde")]
+impl serde::Serialize for EmbeddingVector {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.serialize(serializer)
+    }
+}
+
+#[cfg(feature = "serde")]
+impl<'de> serde::Deserialize<'de> for EmbeddingVector {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Vec::<f32>::deserialize(deserializer).map(Self::from)
+    }
+}
