@@ -40,7 +40,9 @@ pub(crate) enum ErrorKind {
     TooLarge { weight: u64, limit: u64 },
     #[error("the cache is limited to 0 entries and stores nothing")]
     NoCapacity,
-    #[error("no room for an entry of weight {weight}: after {rounds} rounds of eviction other writers still held all of the limit of {limit}")]
+    #[error(
+        "no room for an entry of weight {weight}: after {rounds} rounds of eviction other writers still held all of the limit of {limit}"
+    )]
     Contended { weight: u64, limit: u64, rounds: u32 },
     #[error("component {index} of {dimensions} is {value}; the cache takes finite vectors only")]
     NonFinite { index: usize, dimensions: usize, value: f32 },
@@ -52,7 +54,9 @@ pub(crate) enum ErrorKind {
     TtlTooLong { ttl: Duration, limit: Duration },
     #[error("{shards} shards asked for; a cache has 1 to {limit}")]
     ShardCount { shards: usize, limit: usize },
-    #[error("neither an entry limit nor a weight limit is set; pass usize::MAX or u64::MAX to mean \"no limit\"")]
+    #[error(
+        "neither an entry limit nor a weight limit is set; pass usize::MAX or u64::MAX to mean \"no limit\""
+    )]
     NoLimit,
     #[error("a weight limit of {limit} is set but no weigher; without one every entry weighs 0")]
     NoWeigher { limit: u64 },
@@ -156,6 +160,10 @@ pub struct InsertError<K, V> {
 impl<K, V> InsertError<K, V> {
     pub(crate) fn new(kind: ErrorKind, key: K, value: V) -> Self {
         Self { error: CacheError::new(kind), key, value }
+    }
+
+    pub(crate) fn key(&self) -> &K {
+        &self.key
     }
 
     /// Why the insert was refused.

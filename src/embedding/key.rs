@@ -140,10 +140,8 @@ impl StoredKey {
     pub(super) fn new(key: &CacheKey) -> Result<Self, CacheError> {
         let KeyParts { content_hash, model_version, chunk_id } = key.parts();
         let chunk = chunk_id.unwrap_or_default();
-        let bytes = content_hash
-            .len()
-            .saturating_add(model_version.len())
-            .saturating_add(chunk.len());
+        let bytes =
+            content_hash.len().saturating_add(model_version.len()).saturating_add(chunk.len());
         if bytes > Self::LIMIT {
             return Err(ErrorKind::KeyTooLong { bytes, limit: Self::LIMIT }.into());
         }
@@ -199,8 +197,6 @@ impl Hash for StoredKey {
 
 #[cfg(test)]
 mod tests {
-    use std::hash::BuildHasher;
-
     use super::*;
 
     fn keys() -> Vec<CacheKey> {

@@ -1,0 +1,143 @@
+//! A cache's main job, on your own text:
+//! `cargo run --release --example embed_corpus -- [DIR]`.
+//!
+//! Cuts the text files of a directory into paragraphs, and serves their embeddings like a server:
+//! many tasks, each asking for batches of paragraphs of which some are far more popular than
+//! others. Once without a cache, once with a cache behind a single lock, once with the sharded
+//! cache. It prints one table, and compares every vector that it got with a fresh computation.
+//!
+//! `--help` says what is measured and how. The parts:
+//!
+//! * `options`: the command line;
+//! * `corpus`: a directory becomes paragraphs;
+//! * `embedder`: a paragraph becomes a vector;
+//! * `workload`: which paragraphs are asked for, and what must come back;
+//! * `caches`: the caches under one trait;
+//! * `drive`: the tasks, and how they are measured;
+//! * `report`: the table.
+
+mod caches;
+mod corpus;
+mod drive;
+mod embedder;
+mod options;
+mod report;
+mod workload;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use clap::Parser;
+use indicatif::{ProgressBar, ProgressStyle};
+use tokio::runtime::Runtime;
+
+use caches::{Limits, NoCache, Sabotaged};
+use corpus::Corpus;
+use drive::{Cell, Load, drive};
+use options::Options;
+use workload::Workload;
+
+/// Why a run ends early.
+enum Failure {
+    /// There is nothing to run on; exit code 2, as for a wrong option.
+    Input(String),
+    /// Something went wrong in the run, a wrong vector above all; exit code 1.
+    Run(String),
+}
+
+fn main() -> ExitCode {
+    let (message, code) = match run(&Options::parse()) {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(Failure::Input(message)) => (message, 2),
+        Err(Failure::Run(message)) => (message, 1),
+    };
+    eprintln!("error: {message}");
+    ExitCode::from(code)
+}
+
+/// What a run is about; settled before the first row.
+struct Setup<'a> {
+    options: &'a Options,
+    workload: Arc<Workload>,
+    limits: Limits,
+    /// What the embedder takes for a paragraph on one core.
+    embed_time: Duration,
+    cores: usize,
+    workers: usize,
+}
+
+fn run(options: &Options) -> Result<(), Failure> {
+    let cores = thread::available_parallelism().map_or(1, usize::from);
+    let runtime = Runtime::new()
+        .map_err(|error| Failure::Run(format!("cannot start the tokio runtime: {error}")))?;
+    let workers = runtime.metrics().num_workers();
+
+    let spinner = ProgressBar::new_spinner()
+        .with_style(style("{spinner} reading and embedding, {human_pos} files"));
+    spinner.enable_steady_tick(Duration::from_millis(100));
+    let corpus = Corpus::read(&options.dir, options.max_paragraphs, &spinner)?;
+    let workload = Arc::new(Workload::new(corpus, options.zipf, options.seed, cores));
+    spinner.finish_and_clear();
+
+    let limits = Limits::for_entries(options.entries(workload.len()));
+    let embed_time = workload.measure_embedder();
+    let setup = Setup { options, workload, limits, embed_time, cores, workers };
+    print(&report::introduction(&setup));
+    let cells = runtime.block_on(serve_all(&setup))?;
+    print(&format!("\n{}\n{}", report::table(&cells), report::closing(&cells)));
+    Ok(())
+}
+
+/// All rows of the table, one after the other.
+async fn serve_all(setup: &Setup<'_>) -> Result<Vec<Cell>, Failure> {
+    let Setup { options, workload, limits, .. } = setup;
+    let sharded = || {
+        limits.sharded().map_err(|error| Failure::Run(format!("cannot make the cache: {error}")))
+    };
+    let loads: Vec<_> = options.tasks.iter().map(|&tasks| setup.load(tasks)).collect();
+    let bar = ProgressBar::new(loads.iter().map(|load| 3 * load.batches).sum())
+        .with_style(style("{wide_bar} {percent} %, {msg}"));
+    let mut cells = Vec::new();
+    for load in loads {
+        bar.set_message(format!("tasks: {}", load.tasks));
+        cells.push(drive(NoCache, workload, load, &bar).await?);
+        cells.push(drive(limits.single_lock(), workload, load, &bar).await?);
+        cells.push(if options.sabotage {
+            drive(Sabotaged::new(sharded()?), workload, load, &bar).await?
+        } else {
+            drive(sharded()?, workload, load, &bar).await?
+        });
+    }
+    bar.finish_and_clear();
+    Ok(cells)
+}
+
+impl Setup<'_> {
+    /// What the rows of a task count serve: as much as the embedder alone does in the time asked
+    /// for, on as many workers as the tasks can keep busy.
+    fn load(&self, tasks: usize) -> Load {
+        let Options { batch, batches, seconds, .. } = *self.options;
+        let at_once = tasks.min(self.workers);
+        let per_batch = self.embed_time.as_secs_f64() * batch as f64;
+        let in_time = (seconds * at_once as f64 / per_batch) as u64;
+        Load {
+            tasks,
+            at_once,
+            batch,
+            batches: batches.unwrap_or(in_time.max(tasks as u64)),
+            time_limit: Duration::from_secs_f64(3.0 * seconds),
+        }
+    }
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the templates are constant and valid")
+}
+
+/// Prints to standard output; whoever has closed it (`| head`) has read enough.
+fn print(text: &str) {
+    let _ = io::stdout().write_all(text.as_bytes());
+}

@@ -1,0 +1,186 @@
+//! The words and the table that a run prints.
+
+use std::time::Duration;
+
+use crate::Setup;
+use crate::drive::Cell;
+use crate::embedder::DIMENSIONS;
+
+/// What is run on what, a line for each matter.
+pub(crate) fn introduction(setup: &Setup<'_>) -> String {
+    let Setup { workload, limits, embed_time, .. } = setup;
+    let corpus = &workload.corpus;
+    let debug = if cfg!(debug_assertions) { "; a debug build, add --release" } else { "" };
+    let cut = if corpus.cut_short { " (stopped here: --max-paragraphs)" } else { "" };
+    let share = 100.0 * limits.entries as f64 / workload.len() as f64;
+    format!(
+        "machine   {} cores, {} tokio workers{debug}\n\
+         text      {}: {}, {}\n\
+         skipped   {}\n\
+         corpus    {}, {} of them distinct{cut}\n\
+         embedder  hashed word n-grams, {DIMENSIONS} dimensions, {} a paragraph on one core\n\
+         load      batches of {} paragraphs, Zipf {} over the distinct ones, seed {}\n\
+         caches    at most {} ({share:.1} % of the distinct paragraphs) and {} MiB\n",
+        setup.cores,
+        setup.workers,
+        corpus.root.display(),
+        number(corpus.files.len() as u64, "file", "files"),
+        bytes(corpus.bytes),
+        corpus.skipped,
+        number(corpus.found, "paragraph", "paragraphs"),
+        count(workload.len() as u64),
+        duration(*embed_time),
+        setup.options.batch,
+        setup.options.zipf,
+        setup.options.seed,
+        number(limits.entries as u64, "entry", "entries"),
+        count(limits.mebibytes as u64),
+    )
+}
+
+const HEADER: [&str; 10] = [
+    "tasks",
+    "cache",
+    "requests",
+    "requests/s",
+    "p50",
+    "p99",
+    "p99.9",
+    "hit ratio",
+    "embedder calls",
+    "memory held",
+];
+
+/// The column with the names of the caches: aligned to the left, all others to the right.
+const NAMES: usize = 1;
+
+/// The table: a row for each cell, a blank line between task counts.
+pub(crate) fn table(cells: &[Cell]) -> String {
+    let rows: Vec<_> = cells.iter().map(row).collect();
+    let widths: [usize; HEADER.len()] = std::array::from_fn(|column| {
+        let lengths = rows.iter().map(|row| row[column].chars().count());
+        lengths.fold(HEADER[column].len(), usize::max)
+    });
+    let header = line(&HEADER.map(str::to_owned), &widths);
+    let rule = "-".repeat(header.trim_end().len());
+    let mut table = format!("{header}{rule}\n");
+    for (i, row) in rows.iter().enumerate() {
+        if i > 0 && cells[i].load.tasks != cells[i - 1].load.tasks {
+            table.push('\n');
+        }
+        table += &line(row, &widths);
+    }
+    table
+}
+
+fn row(cell: &Cell) -> [String; HEADER.len()] {
+    let quantile = |q| duration(Duration::from_nanos(cell.tally.latency.value_at_quantile(q)));
+    let mark = if cell.was_stopped() { "*" } else { "" };
+    let (hit_ratio, held) = match &cell.held {
+        Some(info) => (format!("{:.1} %", 100.0 * cell.hit_ratio()), bytes(info.memory_bytes)),
+        None => ("-".to_owned(), "-".to_owned()),
+    };
+    [
+        cell.load.tasks.to_string(),
+        cell.cache.to_owned(),
+        format!("{mark}{}", count(cell.requests())),
+        count(cell.requests_per_second() as u64),
+        quantile(0.5),
+        quantile(0.99),
+        quantile(0.999),
+        hit_ratio,
+        count(cell.tally.embedded),
+        held,
+    ]
+}
+
+fn line(texts: &[String; HEADER.len()], widths: &[usize; HEADER.len()]) -> String {
+    let mut line = String::new();
+    for (column, (text, &width)) in texts.iter().zip(widths).enumerate() {
+        let gap = if column == 0 { "" } else { "  " };
+        line += gap;
+        line +=
+            &if column == NAMES { format!("{text:<width$}") } else { format!("{text:>width$}") };
+    }
+    line.push('\n');
+    line
+}
+
+/// How to read the table, and what came of the comparison of every vector.
+pub(crate) fn closing(cells: &[Cell]) -> String {
+    let mut text = String::from(
+        "requests        paragraphs asked for\n\
+         p50 ... p99.9   a batch, from asking to its last vector, the wait for a worker included\n\
+         embedder calls  paragraphs embedded\n\
+         memory held     by the cache in the end, as it counts it\n\
+         Rows with the same number of tasks serve the same batches, beginning with an empty cache.\n",
+    );
+    for cell in cells {
+        let row = format!("{}, {}", cell.cache, number(cell.load.tasks as u64, "task", "tasks"));
+        if cell.was_stopped() {
+            text += &format!(
+                "* {row}: stopped after {:.1} s with {} % of its batches served. Its cache was\n  \
+                 cold for a larger part of them than the others'.\n",
+                cell.elapsed.as_secs_f64(),
+                100 * cell.tally.batches / cell.load.batches,
+            );
+        }
+        if cell.tally.refused > 0 {
+            let refused = number(cell.tally.refused, "vector", "vectors");
+            text += &format!("! {row}: the cache refused to keep {refused}.\n");
+        }
+    }
+    let verified = cells.iter().map(Cell::requests).sum();
+    let own_share = cells.iter().map(Cell::own_share).fold(0.0, f64::max);
+    text += &format!(
+        "\nVerified: all {} returned vectors equal a fresh computation, bit for bit.\n\
+         (Drawing and comparing took up to {:.0} % of a row's time, which the figures leave out.)\n",
+        count(verified),
+        100.0 * own_share,
+    );
+    text
+}
+
+/// A number and what it counts.
+pub(crate) fn number(number: u64, one: &str, many: &str) -> String {
+    format!("{} {}", count(number), if number == 1 { one } else { many })
+}
+
+/// A number with its thousands separated.
+fn count(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (i, digit) in digits.chars().enumerate() {
+        if i > 0 && (digits.len() - i).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// A time with about three digits, in the unit that suits it.
+fn duration(time: Duration) -> String {
+    let (value, unit) = match time.as_secs_f64() {
+        seconds if seconds >= 1.0 => (seconds, "s"),
+        seconds if seconds >= 1e-3 => (seconds * 1e3, "ms"),
+        seconds => (seconds * 1e6, "µs"),
+    };
+    let decimals = if value < 10.0 {
+        2
+    } else if value < 100.0 {
+        1
+    } else {
+        0
+    };
+    format!("{value:.decimals$} {unit}")
+}
+
+fn bytes(number: u64) -> String {
+    let kibibytes = number as f64 / 1024.0;
+    if kibibytes < 1024.0 {
+        format!("{kibibytes:.1} KiB")
+    } else {
+        format!("{:.1} MiB", kibibytes / 1024.0)
+    }
+}

@@ -1,0 +1,172 @@
+//! How an [`EmbeddingCache`] is made.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::CacheError;
+use crate::hasher::DefaultHashBuilder;
+use crate::sharded::{
+    Clock, EvictionPolicy, MemoryPressure, RemovalCause, ShardedCacheBuilder, default_shards,
+};
+use crate::vector::EmbeddingVector;
+
+use super::key::{CacheKey, StoredKey};
+use super::{EmbeddingCache, weigh};
+
+/// By default a shard is for at least this many bytes, as it is for at least 256 entries: some
+/// 1,300 vectors of 768 dimensions, 340 of 3,072.
+const BYTES_PER_SHARD: u64 = 4 << 20;
+
+/// Configures and makes an [`EmbeddingCache`]; from [`EmbeddingCache::builder`].
+///
+/// At least one of [`max_entries`](Self::max_entries) and [`max_bytes`](Self::max_bytes) must be
+/// set.
+///
+/// # Examples
+///
+/// ```
+/// use std::time::Duration;
+/// use embedding_cache::EmbeddingCache;
+///
+/// let cache = EmbeddingCache::builder()
+///     .max_bytes(512 << 20)
+///     .time_to_live(Duration::from_secs(24 * 3600))
+///     .build()?;
+/// assert_eq!(cache.info().memory_limit_bytes, 512 << 20);
+/// # Ok::<(), embedding_cache::CacheError>(())
+/// ```
+#[must_use]
+pub struct EmbeddingCacheBuilder<S = DefaultHashBuilder> {
+    core: ShardedCacheBuilder<StoredKey, EmbeddingVector, S>,
+    max_entries: Option<usize>,
+    max_bytes: Option<u64>,
+    shards: Option<usize>,
+    allow_non_finite: bool,
+}
+
+impl Default for EmbeddingCacheBuilder {
+    fn default() -> Self {
+        Self {
+            core: ShardedCacheBuilder::default(),
+            max_entries: None,
+            max_bytes: None,
+            shards: None,
+            allow_non_finite: false,
+        }
+    }
+}
+
+impl<S> EmbeddingCacheBuilder<S> {
+    /// The most entries the cache holds, at every instant. 0 makes a cache that refuses every put,
+    /// `usize::MAX` one that only its bytes limit.
+    pub fn max_entries(self, max: usize) -> Self {
+        Self { max_entries: Some(max), ..self }
+    }
+
+    /// The most bytes the cache holds, at every instant: for each entry the text of its key, its
+    /// vector, and [`ENTRY_OVERHEAD`](super::ENTRY_OVERHEAD).
+    pub fn max_bytes(self, max: u64) -> Self {
+        Self { max_bytes: Some(max), ..self }
+    }
+
+    /// How long after its put an entry is served: until its age exceeds this. The default is for
+    /// ever: the embedding of a text by one model revision does not go stale. Zero means that every
+    /// entry is expired at once. At most 292 years.
+    pub fn time_to_live(self, time_to_live: Duration) -> Self {
+        Self { core: self.core.time_to_live(time_to_live), ..self }
+    }
+
+    /// How many shards to divide the cache into, rounded up to a power of two; 1 to 65,536. The
+    /// default is about four for each processor, and fewer where that would leave a shard less than
+    /// 256 entries or 4 MiB. One shard makes the order of eviction exact over the whole cache.
+    pub fn shards(self, shards: usize) -> Self {
+        Self { shards: Some(shards), ..self }
+    }
+
+    /// Which entry leaves when the cache is full. The default is [`EvictionPolicy::S3Fifo`].
+    pub fn eviction(self, policy: EvictionPolicy) -> Self {
+        Self { core: self.core.eviction(policy), ..self }
+    }
+
+    /// Which entry leaves when the limit on bytes is reached. The default is
+    /// [`MemoryPressure::PolicyOrder`].
+    pub fn memory_pressure(self, pressure: MemoryPressure) -> Self {
+        Self { core: self.core.memory_pressure(pressure), ..self }
+    }
+
+    /// Takes vectors with NaN or infinite components too. By default they are refused: they are a
+    /// model's failure, and one in the cache poisons every comparison until it expires.
+    pub fn allow_non_finite(self, allow: bool) -> Self {
+        Self { allow_non_finite: allow, ..self }
+    }
+
+    /// Another source of time, for tests.
+    pub fn clock(self, clock: Arc<dyn Clock>) -> Self {
+        Self { core: self.core.clock(clock), ..self }
+    }
+
+    /// Another hash function; it must spread keys over all 64 bits.
+    pub fn hasher<H>(self, hasher: H) -> EmbeddingCacheBuilder<H> {
+        EmbeddingCacheBuilder {
+            core: self.core.hasher(hasher),
+            max_entries: self.max_entries,
+            max_bytes: self.max_bytes,
+            shards: self.shards,
+            allow_non_finite: self.allow_non_finite,
+        }
+    }
+
+    /// Is told of every entry that leaves or is replaced, and why. Called outside the locks, on the
+    /// thread whose operation made the entry leave; allocates the key for it.
+    pub fn eviction_listener(
+        self,
+        listener: impl Fn(&CacheKey, &EmbeddingVector, RemovalCause) + Send + Sync + 'static,
+    ) -> Self {
+        let core = self.core.eviction_listener(move |key: &StoredKey, vector, cause| {
+            listener(&key.to_cache_key(), vector, cause);
+        });
+        Self { core, ..self }
+    }
+
+    /// Makes the cache.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::is_configuration`] if no limit is set or the number of shards is 0 or over
+    /// 65,536; [`CacheError::is_invalid_ttl`] if the time-to-live is over 292 years.
+    pub fn build(self) -> Result<EmbeddingCache<S>, CacheError> {
+        let mut core = self.core;
+        if let Some(max) = self.max_entries {
+            core = core.max_entries(max);
+        }
+        if let Some(max) = self.max_bytes {
+            core = core.max_weight(max);
+        }
+        let shards = self.shards.unwrap_or_else(|| {
+            let by_entries = default_shards(self.max_entries.unwrap_or(usize::MAX));
+            let sensible = self.max_bytes.unwrap_or(u64::MAX) / BYTES_PER_SHARD;
+            let by_bytes = sensible.checked_ilog2().map_or(1, |bits| 1 << bits);
+            by_entries.min(by_bytes)
+        });
+        // The size is that of the vector alone: a key that is a few bytes longer is no reason for
+        // an entry to leave before others of its model.
+        let core = core
+            .shards(shards)
+            .weigher(weigh)
+            .size(|_: &StoredKey, vector: &EmbeddingVector| vector.dimensions() as u64)
+            .build()?;
+        Ok(EmbeddingCache::from_core(core, self.allow_non_finite))
+    }
+}
+
+impl<S> fmt::Debug for EmbeddingCacheBuilder<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmbeddingCacheBuilder")
+            .field("max_entries", &self.max_entries)
+            .field("max_bytes", &self.max_bytes)
+            .field("shards", &self.shards)
+            .field("allow_non_finite", &self.allow_non_finite)
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,404 @@
+//! The async door for embedding servers: typed keys and vectors, validation, deadlines.
+//!
+//! Everything it stores lives in one [`ShardedCache`]; this module adds no second map and no second
+//! lock around it. What a lock protects is not known here: only how to wait for one without
+//! blocking an executor.
+
+mod builder;
+mod key;
+mod wait;
+
+use std::fmt;
+use std::hash::BuildHasher;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{CacheError, ErrorKind, InsertError};
+use crate::hasher::DefaultHashBuilder;
+use crate::sharded::{EvictionPolicy, MemoryPressure, ShardedCache};
+use crate::stats::{CacheInfo, CacheStats};
+use crate::vector::EmbeddingVector;
+
+pub use builder::EmbeddingCacheBuilder;
+pub use key::CacheKey;
+
+use key::{Probe, StoredKey};
+use wait::Waiters;
+
+/// What an entry weighs beside the text of its key and its vector, in bytes: its slot (64), its
+/// part of the index (about 8), of the order of eviction (8 to 14), of the order of expiry (8).
+///
+/// The weight of an entry is `key text + vector allocation (4 × dimensions + 16) + ENTRY_OVERHEAD`,
+/// within a tenth of what a counting allocator sees.
+pub const ENTRY_OVERHEAD: u64 = 90;
+
+fn weigh(key: &StoredKey, vector: &EmbeddingVector) -> u64 {
+    key.heap_bytes() + vector.heap_bytes() + ENTRY_OVERHEAD
+}
+
+/// A concurrent cache of embeddings, for servers that turn text into vectors.
+///
+/// A clone is another handle to the same cache: one reference count. Vectors are shared, not
+/// copied: a hit costs one reference count more, whatever the dimensions.
+///
+/// # Promises
+///
+/// - A `get` takes the read lock of one shard; only an entry seen expired takes its write lock,
+///   under which it is looked at again.
+/// - A `put` makes room before it inserts, so neither limit is exceeded at any instant. Replacing
+///   evicts nobody unless the entry grows. A vector that alone is over the limit is refused and
+///   given back.
+/// - Expired entries leave first. Then, in a cache made by [`new`](Self::new), the least recently
+///   used over the limit on entries, and the largest over the limit on bytes; the
+///   [builder](Self::builder) offers other orders. With several shards the order is that of each
+///   shard; a cache of a few hundred entries, or of a few MB, has one.
+/// - No method blocks an executor thread for long: where another thread sits on the lock of a
+///   shard, `get` and `put` park for a fraction of a millisecond at a time and yield in between.
+///
+/// # Cancel safety
+///
+/// Every `async fn` may be dropped at any `.await`: `get` and `size` change nothing, a `put` has
+/// then happened entirely or not at all, a `cleanup_expired_safe` or `clear` has done part of its
+/// work. None holds a lock across an `.await`.
+///
+/// # Examples
+///
+/// ```
+/// use embedding_cache::{CacheKey, EmbeddingCache};
+///
+/// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+/// // At most 10,000 entries and 256 MiB, each for an hour.
+/// let cache = EmbeddingCache::new(10_000, 3600, 256);
+/// let key = CacheKey::new("9f86d081884c7d65", "e5-base@1");
+///
+/// assert_eq!(cache.get(&key).await, None);
+/// cache.put(key.clone(), vec![0.1, 0.2, 0.3]).await?;
+/// assert_eq!(cache.get(&key).await.unwrap(), vec![0.1, 0.2, 0.3]);
+/// assert_eq!(cache.stats().hit_rate(), 0.5);
+/// # Ok::<(), embedding_cache::CacheError>(())
+/// # }).unwrap();
+/// ```
+pub struct EmbeddingCache<S = DefaultHashBuilder> {
+    inner: Arc<Inner<S>>,
+}
+
+struct Inner<S> {
+    core: ShardedCache<StoredKey, EmbeddingVector, S>,
+    waiters: Waiters,
+    allow_non_finite: bool,
+}
+
+impl EmbeddingCache {
+    /// A cache in the documented order: over the limit on entries the least recently used leaves,
+    /// over the limit on bytes the largest.
+    ///
+    /// `max_size` is in entries, `ttl_seconds` counts from the put (0: expired at once; more than
+    /// 292 years: never), `memory_limit_mb` is in MiB. With 0 entries or 0 MiB every put is
+    /// refused. Huge values mean "no limit" and never overflow. For everything else there is
+    /// [`builder`](Self::builder).
+    #[must_use]
+    pub fn new(max_size: usize, ttl_seconds: u64, memory_limit_mb: usize) -> Self {
+        let longest = crate::sharded::LONGEST_TIME_TO_LIVE;
+        let time_to_live = Duration::from_secs(ttl_seconds);
+        let mut builder = Self::builder()
+            .max_entries(max_size)
+            .max_bytes((memory_limit_mb as u64).saturating_mul(1 << 20))
+            .eviction(EvictionPolicy::Lru)
+            .memory_pressure(MemoryPressure::LargestFirst);
+        if time_to_live <= longest {
+            builder = builder.time_to_live(time_to_live);
+        }
+        // Limits are set, the time-to-live is in range and the number of shards is the default.
+        builder.build().unwrap_or_else(|error| unreachable!("{error}"))
+    }
+
+    /// Starts to configure a cache.
+    pub fn builder() -> EmbeddingCacheBuilder {
+        EmbeddingCacheBuilder::default()
+    }
+}
+
+impl<S> EmbeddingCache<S> {
+    fn from_core(
+        core: ShardedCache<StoredKey, EmbeddingVector, S>,
+        allow_non_finite: bool,
+    ) -> Self {
+        let inner = Inner { core, waiters: Waiters::default(), allow_non_finite };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// The counts. `O(shards)`, no lock.
+    #[must_use]
+    pub fn stats(&self) -> CacheStats {
+        self.inner.core.stats()
+    }
+
+    /// How full the cache is, its limits and its counts. `O(shards)`, no lock.
+    #[must_use]
+    pub fn info(&self) -> CacheInfo {
+        let core = &self.inner.core;
+        CacheInfo {
+            size: core.len(),
+            max_size: core.max_entries(),
+            memory_bytes: core.weight(),
+            memory_limit_bytes: core.max_weight(),
+            shards: core.shards(),
+            created_at: core.created_at(),
+            taken_at: core.wall_time(),
+            stats: core.stats(),
+        }
+    }
+
+    /// Entries held, expired ones that nobody has noticed yet included. `O(1)`, no lock; never
+    /// waits, async for the sake of the documented face ([`info`](Self::info) has it too).
+    #[allow(clippy::unused_async)]
+    pub async fn size(&self) -> usize {
+        self.inner.core.len()
+    }
+
+    /// Removes expired entries and returns how many. A shard whose cleanup guard is taken is
+    /// skipped: it is being cleaned up.
+    ///
+    /// Takes the write lock of one shard at a time for at most 64 entries, hands it to waiting
+    /// threads in between, and yields to other tasks every thousand entries. `O(expired + shards)`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has removed some of the expired entries.
+    pub async fn cleanup_expired_safe(&self) -> usize {
+        let mut removed = 0;
+        for step in self.inner.core.cleanup_steps() {
+            removed += step;
+            tokio::task::yield_now().await;
+        }
+        removed
+    }
+
+    /// Removes everything, in constant time under the lock of each shard; yields to other tasks
+    /// after each shard.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has emptied some of the shards.
+    pub async fn clear(&self) {
+        for () in self.inner.core.clear_steps() {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Keeps the live entries for which `keep` holds, removes the others, and returns how many it
+    /// removed.
+    ///
+    /// **`keep` runs under the write lock of a shard**, for up to 64 entries a lock hold. Not
+    /// async: goes through everything, so on a large cache call it from
+    /// [`spawn_blocking`](tokio::task::spawn_blocking). Allocates a key for each entry.
+    pub fn retain(&self, mut keep: impl FnMut(&CacheKey, &EmbeddingVector) -> bool) -> usize {
+        self.inner.core.retain(|key, vector| keep(&key.to_cache_key(), vector))
+    }
+}
+
+impl<S: BuildHasher> EmbeddingCache<S> {
+    /// The embedding of `key`, which counts as a use of the entry and as a hit or a miss.
+    ///
+    /// The read lock of one shard; `O(1)`; allocates nothing.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has changed nothing.
+    pub async fn get(&self, key: &CacheKey) -> Option<EmbeddingVector> {
+        let Inner { core, waiters, .. } = &*self.inner;
+        let probe = Probe::from(key);
+        waiters.until(None, |slice| core.get_slice(&probe, slice)).await.flatten()
+    }
+
+    /// Stores the embedding of `key`, replacing one that is there.
+    ///
+    /// The write lock of one shard; `O(1)` amortized. Allocates the stored key; a `Vec<f32>` is
+    /// copied into a shared allocation, an [`EmbeddingVector`] or an `Arc<[f32]>` is not. Entries
+    /// that leave to make room are dropped after unlocking.
+    ///
+    /// # Errors
+    ///
+    /// Each gives the vector back and leaves what is stored, an old vector of `key` included:
+    /// - [`CacheError::is_invalid_vector`] if it is empty or has a NaN or infinite component (see
+    ///   [`allow_non_finite`](EmbeddingCacheBuilder::allow_non_finite));
+    /// - [`CacheError::is_too_large`] if the entry alone is over a limit;
+    /// - [`CacheError::is_invalid_key`] if the texts of the key are over 1 MiB together;
+    /// - [`CacheError::is_contended`] if other writers held all the room, try after try.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has stored nothing; the vector is dropped with it.
+    pub async fn put(
+        &self,
+        key: CacheKey,
+        embedding: impl Into<EmbeddingVector>,
+    ) -> Result<(), CacheError> {
+        self.put_until(&key, embedding.into(), None).await
+    }
+
+    /// [`get`](Self::get) that gives up after `timeout_ms` milliseconds; 0 tries once.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::is_timeout`] if another thread held the lock of the shard all the time. It
+    /// comes within the deadline and a fraction of a millisecond, given that the executor polls.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has changed nothing.
+    pub async fn get_with_timeout(
+        &self,
+        key: &CacheKey,
+        timeout_ms: u64,
+    ) -> Result<Option<EmbeddingVector>, CacheError> {
+        let Inner { core, waiters, .. } = &*self.inner;
+        let (probe, limit) = (Probe::from(key), Duration::from_millis(timeout_ms));
+        match waiters.until(Some(limit), |slice| core.get_slice(&probe, slice)).await {
+            Some(found) => Ok(found),
+            None => {
+                let error = ErrorKind::Timeout { operation: "get", waited: limit }.into();
+                core.count_refusal(&probe, &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// [`put`](Self::put) that gives up after `timeout_ms` milliseconds; 0 tries once.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put), and [`CacheError::is_timeout`] if another thread held the lock of the
+    /// shard all the time: then the vector was *not* stored and will not be; the error gives it
+    /// back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has stored nothing; the vector is dropped with it.
+    pub async fn put_with_timeout(
+        &self,
+        key: CacheKey,
+        embedding: impl Into<EmbeddingVector>,
+        timeout_ms: u64,
+    ) -> Result<(), CacheError> {
+        self.put_until(&key, embedding.into(), Some(Duration::from_millis(timeout_ms))).await
+    }
+
+    /// Removes the embedding of `key` and returns it, if it was alive. The write lock of one shard;
+    /// `O(1)`.
+    ///
+    /// # Cancel safety
+    ///
+    /// It has no `.await` inside: once polled, it is done.
+    #[allow(clippy::unused_async)]
+    pub async fn remove(&self, key: &CacheKey) -> Option<EmbeddingVector> {
+        self.inner.core.remove(&Probe::from(key))
+    }
+
+    /// [`get`](Self::get) for threads outside an async runtime: waits for the lock.
+    #[must_use]
+    pub fn get_blocking(&self, key: &CacheKey) -> Option<EmbeddingVector> {
+        self.inner.core.get(&Probe::from(key))
+    }
+
+    /// [`put`](Self::put) for threads outside an async runtime: waits for the lock.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put).
+    pub fn put_blocking(
+        &self,
+        key: CacheKey,
+        embedding: impl Into<EmbeddingVector>,
+    ) -> Result<(), CacheError> {
+        let core = &self.inner.core;
+        let (stored, vector) = self.admit(&key, embedding.into())?;
+        core.insert(stored, vector).map_err(give_back)
+    }
+
+    async fn put_until(
+        &self,
+        key: &CacheKey,
+        vector: EmbeddingVector,
+        limit: Option<Duration>,
+    ) -> Result<(), CacheError> {
+        let Inner { core, waiters, .. } = &*self.inner;
+        let mut entry = Some(self.admit(key, vector)?);
+        let mut contended = 0;
+        let attempt = |slice| {
+            let (stored, vector) = entry.take()?;
+            let refused = match core.insert_slice(stored, vector, slice) {
+                Ok(()) => return Some(Ok(())),
+                Err(refused) => refused,
+            };
+            let error = refused.error();
+            contended += u32::from(error.is_contended());
+            if error.is_timeout() || error.is_contended() && contended < CONTENDED {
+                entry = Some(refused.into_entry());
+                return None;
+            }
+            Some(Err(refused))
+        };
+        let outcome = waiters.until(limit, attempt).await;
+        let error = match (outcome, entry) {
+            (Some(Ok(())), _) => return Ok(()),
+            (Some(Err(refused)), _) => give_back(refused),
+            (None, entry) => {
+                let waited = limit.unwrap_or(Duration::MAX);
+                let error = CacheError::new(ErrorKind::Timeout { operation: "put", waited });
+                match entry {
+                    Some((_, vector)) => error.giving_back(vector),
+                    None => error,
+                }
+            }
+        };
+        core.count_refusal(&Probe::from(key), &error);
+        Err(error)
+    }
+
+    /// Lets in what may be stored: the stored form of the key, and the vector.
+    fn admit(
+        &self,
+        key: &CacheKey,
+        vector: EmbeddingVector,
+    ) -> Result<(StoredKey, EmbeddingVector), CacheError> {
+        let invalid = match vector.first_non_finite() {
+            _ if vector.is_empty() => Some(ErrorKind::EmptyVector),
+            Some((index, value)) if !self.inner.allow_non_finite => {
+                Some(ErrorKind::NonFinite { index, dimensions: vector.dimensions(), value })
+            }
+            _ => None,
+        };
+        let admitted = match invalid {
+            Some(kind) => Err(CacheError::new(kind)),
+            None => StoredKey::new(key),
+        };
+        match admitted {
+            Ok(stored) => Ok((stored, vector)),
+            Err(error) => {
+                self.inner.core.count_refusal(&Probe::from(key), &error);
+                Err(error.giving_back(vector))
+            }
+        }
+    }
+}
+
+/// How often a put that finds all room taken by other writers yields and tries again.
+const CONTENDED: u32 = 64;
+
+fn give_back(refused: InsertError<StoredKey, EmbeddingVector>) -> CacheError {
+    let (error, _, vector) = refused.into_parts();
+    error.giving_back(vector)
+}
+
+impl<S> Clone for EmbeddingCache<S> {
+    fn clone(&self) -> Self {
+        Self { inner: Arc::clone(&self.inner) }
+    }
+}
+
+impl<S> fmt::Debug for EmbeddingCache<S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("EmbeddingCache").field(&self.inner.core).finish()
+    }
+}

@@ -1,0 +1,72 @@
+//! How an async operation waits for the lock of a shard: in short slices, yielding in between.
+//!
+//! Locks are held for microseconds, so an async operation tries the lock first and nearly always
+//! has it. Where another thread sits on it for longer (a slow `retain`), blocking would take an
+//! executor thread out of service for as long, and a timer would need a runtime with timers. So the
+//! operation parks its thread for a slice, yields to the other tasks, and tries again.
+
+use std::time::{Duration, Instant};
+
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// All that wait in one cache together park an executor thread for about this long in a round, so
+/// that a thousand waiting tasks do not stop the others a thousand times as long.
+const ROUND: Duration = Duration::from_micros(400);
+/// The shortest slice worth parking for.
+const SHORTEST: Duration = Duration::from_micros(10);
+
+/// How many operations of a cache are waiting.
+#[derive(Debug, Default)]
+pub(super) struct Waiters(AtomicU64);
+
+impl Waiters {
+    /// Calls `attempt` with how long it may park: first zero, then slices until `limit` is over.
+    /// `None` if it is. Dropping the future leaves nothing behind.
+    pub(super) async fn until<T>(
+        &self,
+        limit: Option<Duration>,
+        mut attempt: impl FnMut(Duration) -> Option<T>,
+    ) -> Option<T> {
+        if let Some(done) = attempt(Duration::ZERO) {
+            return Some(done);
+        }
+        let deadline = limit.map(|limit| Instant::now().checked_add(limit));
+        let waiting = Waiting::new(self);
+        loop {
+            let slice = match deadline {
+                // No limit, or one that the clock cannot name.
+                None | Some(None) => waiting.slice(),
+                Some(Some(deadline)) => match deadline.saturating_duration_since(Instant::now()) {
+                    Duration::ZERO => return None,
+                    remaining => waiting.slice().min(remaining),
+                },
+            };
+            if let Some(done) = attempt(slice) {
+                return Some(done);
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
+
+/// One operation that waits; counted until it is dropped.
+struct Waiting<'a>(&'a Waiters);
+
+impl<'a> Waiting<'a> {
+    fn new(waiters: &'a Waiters) -> Self {
+        // Relaxed: the count only sizes slices.
+        waiters.0.fetch_add(1, Relaxed);
+        Self(waiters)
+    }
+
+    fn slice(&self) -> Duration {
+        let all = u32::try_from(self.0.0.load(Relaxed)).unwrap_or(u32::MAX).max(1);
+        (ROUND / all).max(SHORTEST)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.0.fetch_sub(1, Relaxed);
+    }
+}

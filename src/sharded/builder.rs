@@ -1,0 +1,242 @@
+//! How a [`ShardedCache`] is made.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::error::{CacheError, ErrorKind};
+use crate::hasher::DefaultHashBuilder;
+
+use super::clock::{Clock, Stamp, Time};
+use super::policy::{EvictionPolicy, MemoryPressure};
+use super::{Config, RemovalCause, ShardedCache};
+
+/// The most shards a cache may have: more than any machine has use for, and their locks alone are
+/// then 40 MB.
+const MOST_SHARDS: usize = 1 << 16;
+
+/// By default a shard is for at least this many entries; below, shards fill unevenly and the order
+/// of eviction, which is one for each shard, is far from that of the whole cache.
+const ENTRIES_PER_SHARD: usize = 256;
+
+pub(super) type Measure<K, V> = Box<dyn Fn(&K, &V) -> u64 + Send + Sync>;
+pub(super) type Listener<K, V> = Box<dyn Fn(&K, &V, RemovalCause) + Send + Sync>;
+
+/// Configures and makes a [`ShardedCache`]; from [`ShardedCache::builder`].
+///
+/// At least one of [`max_entries`](Self::max_entries) and [`max_weight`](Self::max_weight) must be
+/// set: a cache that nobody bounded fills the machine.
+#[must_use]
+pub struct ShardedCacheBuilder<K, V, S = DefaultHashBuilder> {
+    max_entries: Option<usize>,
+    max_weight: Option<u64>,
+    weigher: Option<Measure<K, V>>,
+    size: Option<Measure<K, V>>,
+    time_to_live: Option<Duration>,
+    shards: Option<usize>,
+    policy: EvictionPolicy,
+    pressure: MemoryPressure,
+    time: Time,
+    listener: Option<Listener<K, V>>,
+    hasher: S,
+}
+
+impl<K, V> Default for ShardedCacheBuilder<K, V> {
+    fn default() -> Self {
+        Self {
+            max_entries: None,
+            max_weight: None,
+            weigher: None,
+            size: None,
+            time_to_live: None,
+            shards: None,
+            policy: EvictionPolicy::default(),
+            pressure: MemoryPressure::default(),
+            time: Time::default(),
+            listener: None,
+            hasher: DefaultHashBuilder::default(),
+        }
+    }
+}
+
+impl<K, V, S> ShardedCacheBuilder<K, V, S> {
+    /// The most entries the cache holds, at every instant. 0 makes a cache that refuses every
+    /// insert, `usize::MAX` one that only its weight limits.
+    pub fn max_entries(mut self, max: usize) -> Self {
+        self.max_entries = Some(max);
+        self
+    }
+
+    /// The most weight the cache holds, at every instant, in the unit of the
+    /// [`weigher`](Self::weigher), which must be set as well.
+    pub fn max_weight(mut self, max: u64) -> Self {
+        self.max_weight = Some(max);
+        self
+    }
+
+    /// What an entry weighs, for example its bytes. Called once for each insert, outside the locks;
+    /// the weight is kept with the entry.
+    pub fn weigher(mut self, weigher: impl Fn(&K, &V) -> u64 + Send + Sync + 'static) -> Self {
+        self.weigher = Some(Box::new(weigher));
+        self
+    }
+
+    /// What [`MemoryPressure::LargestFirst`] goes by, where that is not the weight.
+    pub(crate) fn size(mut self, size: impl Fn(&K, &V) -> u64 + Send + Sync + 'static) -> Self {
+        self.size = Some(Box::new(size));
+        self
+    }
+
+    /// How long after its last write an entry is served: until its age exceeds this. The default
+    /// is for ever; zero means that every entry is expired at once. At most 292 years.
+    pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
+        self.time_to_live = Some(time_to_live);
+        self
+    }
+
+    /// How many shards to divide the cache into, rounded up to a power of two; 1 to 65,536. The
+    /// default is about four for each processor, and fewer where that would leave less than 256
+    /// entries to a shard. One shard makes the order of eviction exact over the whole cache.
+    pub fn shards(mut self, shards: usize) -> Self {
+        self.shards = Some(shards);
+        self
+    }
+
+    /// Which entry leaves when the cache is full.
+    pub fn eviction(mut self, policy: EvictionPolicy) -> Self {
+        self.policy = policy;
+        self
+    }
+
+    /// Which entry leaves when the limit on weight is reached.
+    pub fn memory_pressure(mut self, pressure: MemoryPressure) -> Self {
+        self.pressure = pressure;
+        self
+    }
+
+    /// Another source of time, for tests.
+    pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
+        self.time = Time::Custom(clock);
+        self
+    }
+
+    /// Another hash function. It must spread keys over all 64 bits, as the default, foldhash and
+    /// `SipHash` do; the upper half chooses the shard, the lower half the slot.
+    pub fn hasher<H>(self, hasher: H) -> ShardedCacheBuilder<K, V, H> {
+        let Self {
+            max_entries,
+            max_weight,
+            weigher,
+            size,
+            time_to_live,
+            shards,
+            policy,
+            pressure,
+            time,
+            listener,
+            hasher: _,
+        } = self;
+        ShardedCacheBuilder {
+            max_entries,
+            max_weight,
+            weigher,
+            size,
+            time_to_live,
+            shards,
+            policy,
+            pressure,
+            time,
+            listener,
+            hasher,
+        }
+    }
+
+    /// Is told of every entry that leaves or is replaced, and why. Called outside the locks, on the
+    /// thread whose operation made the entry leave, so it may use the cache; it should be quick.
+    /// If it panics, that operation panics after having done its work, and the other entries that
+    /// left with it are dropped without a call.
+    pub fn eviction_listener(
+        mut self,
+        listener: impl Fn(&K, &V, RemovalCause) + Send + Sync + 'static,
+    ) -> Self {
+        self.listener = Some(Box::new(listener));
+        self
+    }
+
+    /// Makes the cache. Allocates its shards, but no room for entries.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::is_configuration`] if no limit is set, if a weight limit is set without a
+    /// weigher, or if the number of shards is 0 or over 65,536; [`CacheError::is_invalid_ttl`] if
+    /// the time-to-live is over 292 years.
+    pub fn build(self) -> Result<ShardedCache<K, V, S>, CacheError> {
+        if self.max_entries.is_none() && self.max_weight.is_none() {
+            return Err(ErrorKind::NoLimit.into());
+        }
+        if let (Some(limit), None) = (self.max_weight, &self.weigher) {
+            return Err(ErrorKind::NoWeigher { limit }.into());
+        }
+        if let Some(ttl) = self.time_to_live.filter(|&ttl| ttl > Stamp::LONGEST) {
+            return Err(ErrorKind::TtlTooLong { ttl, limit: Stamp::LONGEST }.into());
+        }
+        let max_entries = self.max_entries.unwrap_or(usize::MAX);
+        let shards = self.shards.unwrap_or_else(|| default_shards(max_entries));
+        if shards == 0 || shards > MOST_SHARDS {
+            return Err(ErrorKind::ShardCount { shards, limit: MOST_SHARDS }.into());
+        }
+        Ok(ShardedCache::from_config(
+            shards.next_power_of_two(),
+            max_entries,
+            self.max_weight.unwrap_or(u64::MAX),
+            self.hasher,
+            Config {
+                policy: self.policy,
+                pressure: self.pressure,
+                time_to_live: self.time_to_live,
+                weigher: self.weigher,
+                size: self.size,
+                listener: self.listener,
+                time: self.time,
+            },
+        ))
+    }
+}
+
+/// About four shards for each processor, but none for less than [`ENTRIES_PER_SHARD`] entries.
+pub(crate) fn default_shards(max_entries: usize) -> usize {
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let wanted = (4 * processors).next_power_of_two();
+    let sensible = max_entries / ENTRIES_PER_SHARD;
+    // Rounded down to a power of two, so that a shard has at least its share.
+    let sensible = sensible.checked_ilog2().map_or(1, |bits| 1 << bits);
+    wanted.min(sensible).min(MOST_SHARDS)
+}
+
+impl<K, V, S> fmt::Debug for ShardedCacheBuilder<K, V, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShardedCacheBuilder")
+            .field("max_entries", &self.max_entries)
+            .field("max_weight", &self.max_weight)
+            .field("time_to_live", &self.time_to_live)
+            .field("shards", &self.shards)
+            .field("eviction", &self.policy)
+            .field("memory_pressure", &self.pressure)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn small_caches_have_one_shard() {
+        for entries in [0, 1, 100, 511] {
+            assert_eq!(default_shards(entries), 1);
+        }
+        assert!(default_shards(usize::MAX) >= 4);
+        assert!(default_shards(usize::MAX).is_power_of_two());
+        assert_eq!(default_shards(1023), 2);
+    }
+}

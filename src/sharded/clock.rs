@@ -1,0 +1,220 @@
+//! Time, as the cache needs it: monotonic for expiry, wall time only for what people read.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use chrono::{DateTime, Utc};
+
+/// A source of time, for tests and simulations; the default reads the operating system's clocks.
+///
+/// The cache calls it outside its locks. A monotonic reading that goes back counts as a clock that
+/// stands still; setting the wall clock changes nothing about expiry.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+/// use std::sync::atomic::{AtomicU64, Ordering};
+/// use std::time::Duration;
+/// use embedding_cache::{Clock, ShardedCache};
+///
+/// #[derive(Default)]
+/// struct Fake(AtomicU64);
+/// impl Clock for Fake {
+///     fn monotonic(&self) -> Duration {
+///         Duration::from_secs(self.0.load(Ordering::Relaxed))
+///     }
+/// }
+///
+/// let clock = Arc::new(Fake::default());
+/// let cache = ShardedCache::<u64, u64>::builder()
+///     .max_entries(10)
+///     .time_to_live(Duration::from_secs(60))
+///     .clock(clock.clone())
+///     .build()?;
+/// cache.insert(1, 10)?;
+/// clock.0.store(60, Ordering::Relaxed); // as old as the time-to-live: still served
+/// assert_eq!(cache.get(&1), Some(10));
+/// clock.0.store(61, Ordering::Relaxed);
+/// assert_eq!(cache.get(&1), None);
+/// # Ok::<(), embedding_cache::CacheError>(())
+/// ```
+pub trait Clock: Send + Sync {
+    /// Time since some fixed moment; never set, never going back.
+    fn monotonic(&self) -> Duration;
+
+    /// The time of day. Read when a cache is made and when its state is shown.
+    fn wall(&self) -> DateTime<Utc> {
+        Utc::now()
+    }
+}
+
+/// A moment of the monotonic clock in nanoseconds, and the moment at which an entry expires.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Stamp(u64);
+
+impl Stamp {
+    /// Before every other moment: what never expires is alive then, all else may not be.
+    pub(super) const ZERO: Self = Self(0);
+    /// After every other moment: the expiry of an entry without a time-to-live.
+    pub(super) const NEVER: Self = Self(u64::MAX);
+    /// The longest time-to-live, 292 years: half of what the nanoseconds can count, so that now
+    /// plus a time-to-live is a moment too.
+    pub(super) const LONGEST: Duration = Duration::from_nanos(u64::MAX / 2);
+
+    fn from_duration(since: Duration) -> Self {
+        Self(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX - 1))
+    }
+
+    /// The first moment at which an entry written now is expired: its age exceeds the
+    /// time-to-live. One of no life at all is expired at once.
+    pub(super) fn expiry(self, time_to_live: Option<Duration>) -> Self {
+        match time_to_live {
+            None => Self::NEVER,
+            Some(Duration::ZERO) => Self::ZERO,
+            Some(life) => {
+                let life = u64::try_from(life.as_nanos()).unwrap_or(u64::MAX);
+                Self(self.0.saturating_add(life).saturating_add(1))
+            }
+        }
+    }
+
+    /// Whether an entry with this expiry may still be served at `now`.
+    #[inline]
+    pub(super) fn is_alive_at(self, now: Self) -> bool {
+        self.0 > now.0
+    }
+
+    /// How long an entry with this expiry will still be served; `None` for one that never expires.
+    pub(super) fn life_left(self, now: Self) -> Option<Duration> {
+        // The expiry is the first nanosecond after its life.
+        (self != Self::NEVER).then(|| Self(self.0.saturating_sub(1)).since(now))
+    }
+
+    pub(super) fn since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// The clock of a cache. The system's is a variant of its own so that reading it is not a virtual
+/// call.
+#[derive(Clone, Default)]
+pub(super) enum Time {
+    #[default]
+    System,
+    Custom(Arc<dyn Clock>),
+}
+
+impl Time {
+    /// Now, exactly: for writes, from which ages are counted.
+    pub(super) fn now(&self) -> Stamp {
+        match self {
+            Self::System => system::precise(),
+            Self::Custom(clock) => Stamp::from_duration(clock.monotonic()),
+        }
+    }
+
+    /// Now, or up to one tick of the operating system ago (1 to 10 ms): for reads, where the exact
+    /// time would cost half as much as the whole hit. As it never runs ahead, no entry is taken
+    /// for expired before it is.
+    #[inline]
+    pub(super) fn coarse(&self) -> Stamp {
+        match self {
+            Self::System => system::coarse(),
+            Self::Custom(clock) => Stamp::from_duration(clock.monotonic()),
+        }
+    }
+
+    pub(super) fn wall(&self) -> DateTime<Utc> {
+        match self {
+            Self::System => Utc::now(),
+            Self::Custom(clock) => clock.wall(),
+        }
+    }
+}
+
+impl fmt::Debug for Time {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::System => "System",
+            Self::Custom(_) => "Custom",
+        })
+    }
+}
+
+/// Linux has a coarse reading of the same monotonic clock, answered without a system call.
+#[cfg(all(target_os = "linux", not(miri)))]
+mod system {
+    use std::time::Duration;
+
+    use rustix::time::{ClockId, clock_gettime};
+
+    use super::Stamp;
+
+    #[inline]
+    fn read(clock: ClockId) -> Stamp {
+        let time = clock_gettime(clock);
+        // Both parts of a monotonic reading are counts from zero.
+        Stamp::from_duration(Duration::new(time.tv_sec as u64, time.tv_nsec as u32))
+    }
+
+    pub(super) fn precise() -> Stamp {
+        read(ClockId::Monotonic)
+    }
+
+    #[inline]
+    pub(super) fn coarse() -> Stamp {
+        read(ClockId::MonotonicCoarse)
+    }
+}
+
+#[cfg(not(all(target_os = "linux", not(miri))))]
+mod system {
+    use std::sync::OnceLock;
+    use std::time::Instant;
+
+    use super::Stamp;
+
+    pub(super) fn precise() -> Stamp {
+        static START: OnceLock<Instant> = OnceLock::new();
+        Stamp::from_duration(START.get_or_init(Instant::now).elapsed())
+    }
+
+    pub(super) fn coarse() -> Stamp {
+        precise()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_lives_until_its_age_exceeds_the_time_to_live() {
+        let written = Stamp(1000);
+        let expiry = written.expiry(Some(Duration::from_nanos(50)));
+        assert!(expiry.is_alive_at(Stamp(1050)));
+        assert!(!expiry.is_alive_at(Stamp(1051)));
+        assert!(expiry.is_alive_at(Stamp(3)), "a clock set back revives, it does not kill");
+        assert!(!written.expiry(Some(Duration::ZERO)).is_alive_at(Stamp::ZERO));
+        assert!(written.expiry(None).is_alive_at(Stamp(u64::MAX - 1)));
+        assert_eq!(Stamp(7).since(Stamp(9)), Duration::ZERO);
+    }
+
+    #[test]
+    fn huge_times_saturate() {
+        let late = Stamp::from_duration(Duration::MAX);
+        assert_ne!(late, Stamp::NEVER);
+        assert_eq!(late.expiry(Some(Duration::MAX)), Stamp::NEVER);
+    }
+
+    #[test]
+    fn the_coarse_reading_never_runs_ahead() {
+        let time = Time::System;
+        for _ in 0..10_000 {
+            let coarse = time.coarse();
+            assert!(coarse <= time.now());
+        }
+    }
+}

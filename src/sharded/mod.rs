@@ -1,0 +1,331 @@
+//! The core: a sharded, lock-striped, synchronous cache for any key and any cheaply cloned value.
+//!
+//! What lives here knows nothing of embeddings or of tokio. The face is [`ShardedCache`]; its
+//! methods are in three files by what they do to the locks: [`read`], [`write`], [`sweep`]. Below
+//! it a [`shard`] is one lock around one [`table`], and a table is [`chunked`] slots, an [`index`],
+//! an order of eviction ([`policy`]) and one of [`expiry`]. The [`budget`] is one for all shards.
+
+mod budget;
+mod builder;
+mod chunked;
+mod clock;
+mod expiry;
+mod index;
+mod policy;
+mod read;
+mod shard;
+mod stats;
+mod sweep;
+mod table;
+mod write;
+
+use std::fmt;
+use std::hash::{BuildHasher, Hash};
+use std::time::Duration;
+
+use chrono::{DateTime, TimeDelta, Utc};
+use smallvec::SmallVec;
+
+use crate::hasher::DefaultHashBuilder;
+use crate::stats::CacheStats;
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
+pub use builder::ShardedCacheBuilder;
+pub(crate) use builder::default_shards;
+pub use clock::Clock;
+pub use policy::{EvictionPolicy, MemoryPressure};
+pub use stats::ShardStats;
+pub use sweep::Iter;
+
+use budget::{Amount, Budget};
+use builder::{Listener, Measure};
+use clock::{Stamp, Time};
+use index::SlotHash;
+use shard::{Shard, Unlimited};
+use table::Entry;
+
+/// The longest time-to-live: 292 years.
+pub(crate) const LONGEST_TIME_TO_LIVE: Duration = Stamp::LONGEST;
+
+/// Why an entry left the cache, for an
+/// [eviction listener](ShardedCacheBuilder::eviction_listener).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum RemovalCause {
+    /// Its time-to-live had passed.
+    Expired,
+    /// It made room under the limit on entries.
+    Size,
+    /// It made room under the limit on weight.
+    Weight,
+    /// Its value was replaced; the key is still there.
+    Replaced,
+    /// The caller asked: `remove`, `retain`, `clear`.
+    Removed,
+}
+
+/// What the cache knows of an entry beside its value, from [`ShardedCache::entry_info`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[non_exhaustive]
+pub struct EntryInfo {
+    /// Its weight, 0 without a weigher.
+    pub weight: u64,
+    /// When its value was last written: the wall clock when the cache was made, plus the monotonic
+    /// time since, to the second.
+    pub written_at: DateTime<Utc>,
+    /// How long it will still be served; `None` without a time-to-live.
+    pub expires_in: Option<Duration>,
+}
+
+/// A concurrent cache in N shards, each with its own lock; for any key and any value that is cheap
+/// to clone (wrap large ones in an [`Arc`](std::sync::Arc)).
+///
+/// A key's hash chooses its shard. Operations on different shards never wait for each other, reads
+/// of one shard run side by side, and no operation holds a lock while it goes through more than a
+/// fixed number of entries. The limits on entries and weight are global and hold at every instant.
+///
+/// Share it by reference or in an `Arc`. All methods are synchronous and take `&self`;
+/// [`EmbeddingCache`](crate::EmbeddingCache) is the door for async embedding servers.
+///
+/// # Consistency
+///
+/// Operations on one key are linearizable: a `get` returns the value of the last `insert` that was
+/// finished before it, or of one that runs at the same time, or nothing. What speaks of many
+/// entries at once ([`len`](Self::len), [`stats`](Self::stats), [`iter`](Self::iter),
+/// [`retain`](Self::retain), [`clear`](Self::clear)) is not a snapshot of one instant while others
+/// write.
+///
+/// # Locks
+///
+/// No caller's code runs, and no value is dropped, while the lock of a shard is held, apart from
+/// `Hash` and `Eq` of the key, `Clone` of the value, and what says so in its documentation
+/// ([`retain`](Self::retain), [`iter`](Self::iter)). A value whose `Clone`, or a key whose `Eq`,
+/// uses the same cache deadlocks.
+///
+/// # Examples
+///
+/// ```
+/// use std::sync::Arc;
+/// use embedding_cache::ShardedCache;
+///
+/// let cache = ShardedCache::<String, Arc<str>>::builder()
+///     .max_weight(1 << 20)
+///     .weigher(|key: &String, value: &Arc<str>| (key.len() + value.len()) as u64)
+///     .build()?;
+///
+/// cache.insert("greeting".to_string(), Arc::from("hello"))?;
+/// assert_eq!(cache.get("greeting").as_deref(), Some("hello"));
+/// assert_eq!(cache.weight(), 13);
+/// # Ok::<(), embedding_cache::CacheError>(())
+/// ```
+pub struct ShardedCache<K, V, S = DefaultHashBuilder> {
+    shards: Box<[Shard<K, V>]>,
+    hasher: S,
+    budget: Budget,
+    /// Whether any entry may have a time-to-live, so that reads need not look at the clock if not.
+    /// Set before the first such entry is inserted, never cleared. Relaxed: a reader that sees the
+    /// entry has taken the lock after its writer, and so sees this too.
+    may_expire: AtomicBool,
+    config: Config<K, V>,
+    /// The monotonic and the wall clock at the same moment.
+    created: (Stamp, DateTime<Utc>),
+}
+
+/// What never changes after `build`.
+struct Config<K, V> {
+    policy: EvictionPolicy,
+    pressure: MemoryPressure,
+    time_to_live: Option<Duration>,
+    weigher: Option<Measure<K, V>>,
+    size: Option<Measure<K, V>>,
+    listener: Option<Listener<K, V>>,
+    time: Time,
+}
+
+/// Entries that have left a shard, on their way to the listener and to being dropped, outside the
+/// lock. Usually one.
+type Gone<K, V> = SmallVec<[(K, V, RemovalCause); 1]>;
+
+/// Where a key belongs.
+struct Place<'a, K, V> {
+    shard: &'a Shard<K, V>,
+    number: usize,
+    hash: SlotHash,
+}
+
+// Not derived: a derived `Clone` would ask `K` and `V` for one.
+impl<K, V> Clone for Place<'_, K, V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K, V> Copy for Place<'_, K, V> {}
+
+impl<K, V> ShardedCache<K, V> {
+    /// Starts to configure a cache.
+    pub fn builder() -> ShardedCacheBuilder<K, V> {
+        ShardedCacheBuilder::default()
+    }
+}
+
+impl<K, V, S> ShardedCache<K, V, S> {
+    fn from_config(
+        shards: usize,
+        max_entries: usize,
+        max_weight: u64,
+        hasher: S,
+        config: Config<K, V>,
+    ) -> Self {
+        debug_assert!(shards.is_power_of_two());
+        Self {
+            shards: (0..shards).map(|_| Shard::new(config.policy, config.pressure)).collect(),
+            hasher,
+            budget: Budget::new(Amount { entries: max_entries as u64, weight: max_weight }),
+            may_expire: AtomicBool::new(config.time_to_live.is_some()),
+            created: (config.time.now(), config.time.wall()),
+            config,
+        }
+    }
+
+    /// Entries held, expired ones that nobody has noticed yet included. `O(1)`, no lock.
+    ///
+    /// An insert that is under way is counted from when its room is reserved, so this is never over
+    /// the limit and may be ahead of what a `get` finds.
+    pub fn len(&self) -> usize {
+        self.budget.used().entries as usize
+    }
+
+    /// Whether [`len`](Self::len) is 0. `O(1)`, no lock.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The weight of the entries held, 0 without a weigher. `O(1)`, no lock; counted as
+    /// [`len`](Self::len) is.
+    pub fn weight(&self) -> u64 {
+        self.budget.used().weight
+    }
+
+    /// The limit on entries; `usize::MAX` if there is none.
+    pub fn max_entries(&self) -> usize {
+        self.budget.max().entries as usize
+    }
+
+    /// The limit on weight; `u64::MAX` if there is none.
+    pub fn max_weight(&self) -> u64 {
+        self.budget.max().weight
+    }
+
+    /// How many shards the cache has.
+    pub fn shards(&self) -> usize {
+        self.shards.len()
+    }
+
+    /// When the cache was made, by the wall clock.
+    pub fn created_at(&self) -> DateTime<Utc> {
+        self.created.1
+    }
+
+    /// The time of day by the clock of this cache.
+    pub(crate) fn wall_time(&self) -> DateTime<Utc> {
+        self.config.time.wall()
+    }
+
+    /// The counts of all shards together. `O(shards)`, no lock.
+    pub fn stats(&self) -> CacheStats {
+        let mut sum = CacheStats::default();
+        for shard in &self.shards {
+            sum += shard.counters.read();
+        }
+        sum
+    }
+
+    /// What each shard holds and has counted. `O(shards)`, no lock.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<u64, u64>::builder().max_entries(100).shards(4).build()?;
+    /// for key in 0..100 {
+    ///     cache.insert(key, key)?;
+    /// }
+    /// let shards = cache.shard_stats();
+    /// assert_eq!(shards.len(), 4);
+    /// assert_eq!(shards.iter().map(|shard| shard.entries).sum::<usize>(), 100);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
+    pub fn shard_stats(&self) -> Vec<ShardStats> {
+        let shard_stats = |shard: &Shard<K, V>| {
+            let held = shard.counters.held();
+            ShardStats {
+                entries: held.entries as usize,
+                weight: held.weight,
+                stats: shard.counters.read(),
+            }
+        };
+        self.shards.iter().map(shard_stats).collect()
+    }
+
+    fn written_at(&self, entry: &Entry<K, V>) -> DateTime<Utc> {
+        self.created.1 + TimeDelta::seconds(i64::from(entry.written))
+    }
+
+    /// The moment for a read: exact to a tick, and no look at the clock if nothing can expire.
+    #[inline]
+    fn now_for_reading(&self) -> Stamp {
+        if self.may_expire.load(Relaxed) { self.config.time.coarse() } else { Stamp::ZERO }
+    }
+
+    /// Tells the listener of what has left, and drops it. Outside the locks.
+    fn say_goodbye(&self, gone: Gone<K, V>) {
+        if let Some(listener) = &self.config.listener {
+            for (key, value, cause) in &gone {
+                listener(key, value, *cause);
+            }
+        }
+    }
+
+    /// Gives back the room of an entry that has left its shard.
+    fn release(&self, entry: &Entry<K, V>) {
+        self.budget.release(Amount::one(entry.weight));
+    }
+
+    /// Panics unless every shard and the budget agree. Takes the locks one after the other and goes
+    /// through everything; for tests, with no other thread at work.
+    #[doc(hidden)]
+    #[allow(clippy::missing_panics_doc)]
+    pub fn validate(&self) {
+        let mut held = Amount::default();
+        for shard in &self.shards {
+            let table = shard.read(Unlimited).expect("waits as long as it takes");
+            table.validate();
+            assert_eq!(table.held(), shard.counters.held(), "the gauges are not shown");
+            held += table.held();
+        }
+        assert_eq!(self.budget.used(), held, "the budget is not what the shards hold");
+        assert_eq!(self.budget.excess(), None, "a limit is exceeded");
+    }
+}
+
+impl<K: Hash + Eq, V, S: BuildHasher> ShardedCache<K, V, S> {
+    #[inline]
+    fn place<Q: Hash + ?Sized>(&self, key: &Q) -> Place<'_, K, V> {
+        let hash = self.hasher.hash_one(key);
+        let number = (hash >> 32) as usize & (self.shards.len() - 1);
+        Place { shard: &self.shards[number], number, hash: SlotHash(hash as u32) }
+    }
+}
+
+impl<K, V, S> fmt::Debug for ShardedCache<K, V, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ShardedCache")
+            .field("len", &self.len())
+            .field("max_entries", &self.max_entries())
+            .field("weight", &self.weight())
+            .field("max_weight", &self.max_weight())
+            .field("shards", &self.shards.len())
+            .field("eviction", &self.config.policy)
+            .finish_non_exhaustive()
+    }
+}

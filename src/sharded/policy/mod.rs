@@ -1,0 +1,168 @@
+//! Who leaves when room is needed: one policy a file, behind one trait.
+//!
+//! A policy knows slots and hashes, never keys, values, locks or limits. Everything but
+//! [`Policy::hit`] is called under the write lock of the shard.
+
+mod largest;
+mod list;
+mod lru;
+mod s3_fifo;
+
+pub(super) use largest::Sizes;
+pub(super) use list::{Links, List};
+
+use super::chunked::SlotId;
+use super::index::SlotHash;
+use lru::Lru;
+use s3_fifo::S3Fifo;
+
+/// The order in which entries leave when the cache is full.
+///
+/// Expired entries of a shard always leave first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum EvictionPolicy {
+    /// S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi: *FIFO queues are all you need for cache eviction*,
+    /// SOSP 2023). New entries pass a small queue, from which only those used again reach the main
+    /// one, so a scan does not flush what is in use. The default: the better hit ratio on most
+    /// traces, and a hit writes at most one byte.
+    #[default]
+    S3Fifo,
+    /// Exact least-recently-used, where both get and put count as use. Exact within a shard;
+    /// a cache of a few hundred entries has one shard.
+    Lru,
+}
+
+/// Which entries leave when the limit on *weight* is reached (the limit on entries is always the
+/// [`EvictionPolicy`]'s).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[non_exhaustive]
+pub enum MemoryPressure {
+    /// The entry that the [`EvictionPolicy`] would give up next. The default: size says nothing
+    /// about use.
+    #[default]
+    PolicyOrder,
+    /// The heaviest entry of the shard; of equally heavy ones the least recently used with
+    /// [`EvictionPolicy::Lru`], else the oldest. In an embedding cache the size is that of the
+    /// vector, without its key.
+    LargestFirst,
+}
+
+/// What a policy makes of a hit that it was told of under the read lock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum HitNote {
+    /// Taken.
+    Taken,
+    /// No place to take it: the caller gets the write lock and calls [`Policy::touch`].
+    Full,
+}
+
+/// Why a slot leaves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Leave {
+    /// To make room; the policy may remember the hash.
+    Evicted,
+    /// For another reason: not a judgement of the entry's worth.
+    Other,
+}
+
+pub(super) trait Policy {
+    /// A new entry stands in `slot`.
+    fn insert(&mut self, slot: SlotId, hash: SlotHash);
+
+    /// The entry in `slot` was read. Under the *read* lock: relaxed atomics only.
+    fn hit(&self, slot: SlotId) -> HitNote;
+
+    /// The entry in `slot` was read or its value replaced; under the write lock.
+    fn touch(&mut self, slot: SlotId);
+
+    /// Brings in order what hits have left to do; a bounded amount. `also` is called with every
+    /// slot that was hit, in the order of the hits. Called before anything else under the write
+    /// lock.
+    fn settle(&mut self, also: impl FnMut(SlotId));
+
+    /// The entry in `slot` leaves.
+    fn remove(&mut self, slot: SlotId, hash: SlotHash, leave: Leave);
+
+    /// The slot to evict next, other than `keep`; stays until [`remove`](Self::remove). A bounded
+    /// amount of work.
+    fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId>;
+
+    /// Panics unless this policy holds exactly `occupied` slots and its parts agree.
+    fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>);
+}
+
+/// The policy of a shard. An enum, so that a hit is a predictable branch and no virtual call.
+#[derive(Debug)]
+pub(super) enum AnyPolicy {
+    Lru(Lru),
+    S3Fifo(S3Fifo),
+}
+
+macro_rules! each {
+    ($self:ident, $policy:ident => $call:expr) => {
+        match $self {
+            Self::Lru($policy) => $call,
+            Self::S3Fifo($policy) => $call,
+        }
+    };
+}
+
+impl AnyPolicy {
+    pub(super) fn new(policy: EvictionPolicy) -> Self {
+        match policy {
+            EvictionPolicy::Lru => Self::Lru(Lru::default()),
+            EvictionPolicy::S3Fifo => Self::S3Fifo(S3Fifo::default()),
+        }
+    }
+}
+
+impl Policy for AnyPolicy {
+    fn insert(&mut self, slot: SlotId, hash: SlotHash) {
+        each!(self, policy => policy.insert(slot, hash));
+    }
+
+    #[inline]
+    fn hit(&self, slot: SlotId) -> HitNote {
+        each!(self, policy => policy.hit(slot))
+    }
+
+    fn touch(&mut self, slot: SlotId) {
+        each!(self, policy => policy.touch(slot));
+    }
+
+    fn settle(&mut self, also: impl FnMut(SlotId)) {
+        each!(self, policy => policy.settle(also));
+    }
+
+    fn remove(&mut self, slot: SlotId, hash: SlotHash, leave: Leave) {
+        each!(self, policy => policy.remove(slot, hash, leave));
+    }
+
+    fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+        each!(self, policy => policy.victim(keep))
+    }
+
+    fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {
+        each!(self, policy => policy.validate(occupied));
+    }
+}
+
+/// Panics unless `lists` together hold exactly `occupied`, each slot once.
+fn validate_lists(
+    lists: &[&List],
+    links: &super::chunked::Chunked<Links>,
+    occupied: &mut dyn Iterator<Item = SlotId>,
+) {
+    let mut listed = std::collections::BTreeSet::new();
+    for list in lists {
+        let mut len = 0;
+        for slot in list.iter(links) {
+            assert!(listed.insert(slot), "{slot:?} is listed twice");
+            len += 1;
+        }
+        assert_eq!(len, list.len(), "a list miscounts itself");
+    }
+    let occupied: std::collections::BTreeSet<_> = occupied.collect();
+    assert_eq!(listed, occupied, "the policy does not list what the shard holds");
+}

@@ -1,0 +1,330 @@
+//! S3-FIFO: three queues instead of an order of use.
+//!
+//! After Yang, Zhang, Qiu, Yue and Rashmi, *FIFO queues are all you need for cache eviction*, SOSP
+//! 2023. New entries wait in a **small** queue (a tenth of the shard); an entry used at least twice
+//! while there moves on to the **main** queue, the others leave, and their fingerprints go to a
+//! **ghost** queue: a key that comes back while it is remembered enters main directly. Main is a
+//! FIFO in which an entry with uses left goes round again for one of them.
+//!
+//! A hit stores one byte, and only while the count is under three. The ghosts hold 16 bits of a
+//! hash instead of a key (as the paper proposes): a mistaken one, about once in 16,000 lookups,
+//! costs a worse place for one entry, never a wrong answer.
+//!
+//! Where this differs from the paper: going round is bounded ([`LOOK`] entries an eviction), so
+//! that no writer holds the lock for long; the small queue is a tenth of what the shard holds at
+//! the moment, as the limit is one for all shards.
+
+use crate::sync::atomic::{AtomicU8, Ordering::Relaxed};
+
+use super::super::chunked::{Chunked, SlotId};
+use super::super::index::SlotHash;
+use super::{HitNote, Leave, Links, List, Policy, validate_lists};
+
+/// Uses are counted up to three: two bits, as in the paper.
+const MOST_USES: u8 = 3;
+/// Uses that let an entry go on from small to main.
+const PROVEN: u8 = 2;
+/// Set in the byte of an entry that is in main.
+const IN_MAIN: u8 = 1 << 7;
+/// Entries looked at for one eviction at most.
+const LOOK: usize = 64;
+
+#[derive(Debug, Default)]
+pub(in super::super) struct S3Fifo {
+    links: Chunked<Links>,
+    /// Uses of each slot, and [`IN_MAIN`]. Under the read lock only the uses are written, and a
+    /// use lost to a race of two hits is one of at most three; the queue changes under the write
+    /// lock.
+    uses: Chunked<AtomicU8>,
+    small: List,
+    main: List,
+    ghosts: Ghosts,
+}
+
+impl S3Fifo {
+    fn len(&self) -> usize {
+        self.small.len() + self.main.len()
+    }
+
+    fn small_is_over_its_share(&self) -> bool {
+        self.small.len() > 0 && self.small.len() * 10 >= self.len()
+    }
+
+    /// Puts a slot that is in no queue into main, with `uses` left.
+    fn push_main(&mut self, slot: SlotId, uses: u8) {
+        *self.uses.reach(slot).get_mut() = IN_MAIN | uses;
+        self.main.push_front(&mut self.links, slot);
+    }
+}
+
+impl Policy for S3Fifo {
+    fn insert(&mut self, slot: SlotId, hash: SlotHash) {
+        if self.ghosts.take(hash) {
+            self.push_main(slot, 0);
+        } else {
+            *self.uses.reach(slot).get_mut() = 0;
+            self.small.push_front(&mut self.links, slot);
+        }
+    }
+
+    #[inline]
+    fn hit(&self, slot: SlotId) -> HitNote {
+        let byte = &self.uses[slot];
+        let seen = byte.load(Relaxed);
+        if seen & !IN_MAIN < MOST_USES {
+            byte.store(seen + 1, Relaxed);
+        }
+        HitNote::Taken
+    }
+
+    fn touch(&mut self, slot: SlotId) {
+        self.hit(slot);
+    }
+
+    fn settle(&mut self, _: impl FnMut(SlotId)) {}
+
+    fn remove(&mut self, slot: SlotId, hash: SlotHash, leave: Leave) {
+        if *self.uses[slot].get_mut() & IN_MAIN != 0 {
+            self.main.remove(&mut self.links, slot);
+        } else {
+            self.small.remove(&mut self.links, slot);
+            if leave == Leave::Evicted {
+                // As many ghosts as main has entries when it is full.
+                let remembered = self.len() - self.len() / 10;
+                self.ghosts.remember(hash, remembered);
+            }
+        }
+    }
+
+    fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+        for _ in 0..LOOK {
+            let from_small = self.small_is_over_its_share() || self.main.len() == 0;
+            let queue = if from_small { &self.small } else { &self.main };
+            let oldest = queue.back()?;
+            let uses = *self.uses[oldest].get_mut() & !IN_MAIN;
+            if from_small {
+                if uses < PROVEN && keep != Some(oldest) {
+                    return Some(oldest);
+                }
+                self.small.remove(&mut self.links, oldest);
+                self.push_main(oldest, 0);
+            } else {
+                if uses == 0 && keep != Some(oldest) {
+                    return Some(oldest);
+                }
+                self.main.remove(&mut self.links, oldest);
+                self.push_main(oldest, uses.saturating_sub(1));
+            }
+        }
+        // Everything looked at is in use, so one victim is about as good as another.
+        [&self.main, &self.small].into_iter().find_map(|queue| {
+            let oldest = queue.back()?;
+            if keep == Some(oldest) { queue.ahead_of(&self.links, oldest) } else { Some(oldest) }
+        })
+    }
+
+    fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {
+        validate_lists(&[&self.small, &self.main], &self.links, occupied);
+        for (list, mark) in [(&self.small, 0), (&self.main, IN_MAIN)] {
+            for slot in list.iter(&self.links) {
+                let byte = self.uses[slot].load(Relaxed);
+                assert_eq!(byte & IN_MAIN, mark, "{slot:?} is marked for the other queue");
+                assert!(byte & !IN_MAIN <= MOST_USES);
+            }
+        }
+    }
+}
+
+/// Fingerprints of what left the small queue, in buckets of four; each is forgotten after as many
+/// further evictions as the queue is long.
+#[derive(Debug, Default)]
+struct Ghosts {
+    /// Four words a bucket: the fingerprint in the upper half, the time in the lower; 0 is empty.
+    words: Box<[u32]>,
+    /// How many evictions a fingerprint is remembered for.
+    length: usize,
+    /// Evictions so far.
+    clock: u64,
+}
+
+impl Ghosts {
+    const WAYS: usize = 4;
+    /// The length of the queue in units of the 16-bit time.
+    const UNITS: u64 = 256;
+    const TIMES: u64 = u16::MAX as u64;
+
+    /// The time in units, from 1 so that no word is 0. It wraps after 256 lengths of the queue; a
+    /// fingerprint left over from then would be mistaken for a new one once in 256 such cases.
+    fn time(&self) -> u32 {
+        let unit = (self.length as u64).div_ceil(Self::UNITS).max(1);
+        (self.clock / unit % Self::TIMES + 1) as u32
+    }
+
+    fn is_remembered(word: u32, now: u32) -> bool {
+        let (now, then) = (u64::from(now), u64::from(word & 0xFFFF));
+        word != 0 && (now + Self::TIMES - then) % Self::TIMES <= Self::UNITS
+    }
+
+    /// The bucket, by the upper bits of the hash, and the fingerprint, its lower half.
+    fn place(&mut self, hash: SlotHash) -> (&mut [u32], u32) {
+        let buckets = self.words.len() / Self::WAYS;
+        let bucket = ((u64::from(hash.0) * buckets as u64) >> 32) as usize;
+        let words = &mut self.words[bucket * Self::WAYS..][..Self::WAYS];
+        (words, hash.0 << 16)
+    }
+
+    /// Remembers `hash`; the queue is to be about `length` long.
+    fn remember(&mut self, hash: SlotHash, length: usize) {
+        if length > self.length + self.length / 2
+            || length < self.length / 4
+            || self.words.is_empty()
+        {
+            self.resize(length);
+        }
+        self.clock += 1;
+        let now = self.time();
+        let (words, fingerprint) = self.place(hash);
+        let forgotten = words.iter().position(|&word| !Self::is_remembered(word, now));
+        // Where all four are remembered, the oldest gives way.
+        let oldest = || {
+            let age =
+                |word: u32| (u64::from(now) + Self::TIMES - u64::from(word & 0xFFFF)) % Self::TIMES;
+            (0..Self::WAYS).max_by_key(|&way| age(words[way])).unwrap_or(0)
+        };
+        let way = forgotten.unwrap_or_else(oldest);
+        words[way] = fingerprint | now;
+    }
+
+    /// Starts over with another length. What was remembered is lost; that happens when the shard
+    /// has grown by half since, not in steady state, and spares a rehash under the lock. The new
+    /// words come zeroed from the allocator.
+    fn resize(&mut self, length: usize) {
+        self.length = length.max(Self::WAYS);
+        // A quarter more than the length: buckets fill unevenly.
+        let buckets = (self.length + self.length / 4).div_ceil(Self::WAYS);
+        self.words = vec![0; buckets * Self::WAYS].into_boxed_slice();
+        self.clock = 0;
+    }
+
+    /// Whether `hash` is remembered; if so it is forgotten now.
+    fn take(&mut self, hash: SlotHash) -> bool {
+        if self.words.is_empty() {
+            return false;
+        }
+        let now = self.time();
+        let (words, fingerprint) = self.place(hash);
+        let found = words
+            .iter_mut()
+            .find(|word| **word & 0xFFFF_0000 == fingerprint && Self::is_remembered(**word, now));
+        match found {
+            Some(word) => {
+                *word = 0;
+                true
+            }
+            None => false,
+        }
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    fn hash(i: u32) -> SlotHash {
+        SlotHash((i + 1).wrapping_mul(0x9E37_79B9))
+    }
+
+    /// A shard of `capacity` entries in front of which keys are requested one by one.
+    struct Shard {
+        policy: S3Fifo,
+        slots: Vec<u32>,
+        capacity: usize,
+    }
+
+    impl Shard {
+        fn new(capacity: usize) -> Self {
+            Self { policy: S3Fifo::default(), slots: Vec::new(), capacity }
+        }
+
+        /// Whether `key` was there; it is afterwards.
+        fn request(&mut self, key: u32) -> bool {
+            if let Some(place) = self.slots.iter().position(|&held| held == key) {
+                self.policy.hit(SlotId::from_bits(place as u32));
+                return true;
+            }
+            let place = if self.slots.len() < self.capacity {
+                self.slots.push(key);
+                self.slots.len() - 1
+            } else {
+                let victim = self.policy.victim(None).unwrap();
+                let place = victim.bits() as usize;
+                self.policy.remove(victim, hash(self.slots[place]), Leave::Evicted);
+                self.slots[place] = key;
+                place
+            };
+            self.policy.insert(SlotId::from_bits(place as u32), hash(key));
+            self.policy.validate(&mut (0..self.slots.len() as u32).map(SlotId::from_bits));
+            false
+        }
+
+        fn request_all(&mut self, keys: std::ops::Range<u32>) {
+            for key in keys {
+                self.request(key);
+            }
+        }
+    }
+
+    #[test]
+    fn a_scan_does_not_flush_what_is_in_use() {
+        let mut shard = Shard::new(50);
+        for _ in 0..4 {
+            shard.request_all(0..30);
+        }
+        shard.request_all(1000..1500);
+        let kept = (0..30).filter(|&key| shard.request(key)).count();
+        assert_eq!(kept, 30);
+    }
+
+    #[test]
+    fn one_that_comes_back_while_it_is_remembered_enters_main() {
+        let mut shard = Shard::new(20);
+        shard.request_all(0..40);
+        assert!(!shard.request(10), "was evicted");
+        // New ones pass through small; the returned one outlives them all.
+        shard.request_all(100..160);
+        assert!(shard.request(10));
+        assert!(!shard.request(130), "one use, small only");
+    }
+
+    #[test]
+    fn going_round_is_bounded_and_spares_what_is_kept() {
+        let mut shard = Shard::new(300);
+        for _ in 0..5 {
+            shard.request_all(0..300);
+        }
+        let keep = shard.policy.small.back();
+        let victim = shard.policy.victim(keep);
+        assert!(victim.is_some() && victim != keep);
+        let mut single = Shard::new(1);
+        single.request(7);
+        assert_eq!(single.policy.victim(Some(SlotId::from_bits(0))), None);
+    }
+
+    #[test]
+    fn ghosts_are_forgotten_after_a_queue_length() {
+        let mut ghosts = Ghosts::default();
+        for i in 0..1000 {
+            ghosts.remember(hash(i), 1000);
+        }
+        let known = (0..1000).filter(|&i| ghosts.take(hash(i))).count();
+        assert!(known > 900, "{known}");
+        assert!(!ghosts.take(hash(999)), "taken once");
+        for i in 1000..2500 {
+            ghosts.remember(hash(i), 1000);
+        }
+        let known = (1000..1450).filter(|&i| ghosts.take(hash(i))).count();
+        assert_eq!(known, 0);
+        let mistaken = (10_000..20_000).filter(|&i| ghosts.take(hash(i))).count();
+        assert!(mistaken <= 10, "{mistaken}");
+    }
+}

@@ -1,0 +1,191 @@
+//! A shard: one lock around one table, its cleanup guard, its counters; and how to wait for a lock.
+
+use std::time::{Duration, Instant};
+
+use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, back_off, unlock_fair};
+
+use super::policy::{EvictionPolicy, MemoryPressure};
+use super::stats::Counters;
+use super::table::Table;
+
+/// Aligned to two cache lines, as processors fetch them in pairs: a neighbour's lock is never on
+/// the same one.
+#[derive(Debug)]
+#[repr(align(128))]
+pub(super) struct Shard<K, V> {
+    table: RwLock<Table<K, V>>,
+    pub(super) counters: Counters,
+    /// Held by whoever cleans up this shard; only ever tried, never waited for.
+    pub(super) cleanup: Mutex<()>,
+}
+
+impl<K, V> Shard<K, V> {
+    pub(super) fn new(policy: EvictionPolicy, pressure: MemoryPressure) -> Self {
+        Self {
+            table: RwLock::new(Table::new(policy, pressure)),
+            counters: Counters::default(),
+            cleanup: Mutex::new(()),
+        }
+    }
+
+    /// The read lock, or `None` if `patience` ran out.
+    #[inline]
+    pub(super) fn read<P: Patience>(
+        &self,
+        patience: P,
+    ) -> Option<RwLockReadGuard<'_, Table<K, V>>> {
+        patience.read(&self.table)
+    }
+
+    /// Runs `change` under the write lock; `None` if `patience` ran out first. This is the only way
+    /// to the write lock, so the hits noted before are always played back and the gauges shown.
+    ///
+    /// No second lock may be taken inside, and nothing may be dropped there whose drop is the
+    /// caller's code.
+    pub(super) fn write<P: Patience, R>(
+        &self,
+        patience: P,
+        change: impl FnOnce(&mut Table<K, V>) -> R,
+    ) -> Option<R> {
+        let mut table = patience.write(&self.table)?;
+        table.settle();
+        let result = change(&mut table);
+        self.counters.show(table.held());
+        P::unlock(table);
+        Some(result)
+    }
+}
+
+/// How long to wait for the lock of a shard. A parameter by type, so that waiting without a
+/// deadline compiles to the plain lock.
+pub(super) trait Patience: Copy {
+    fn read<T>(self, lock: &RwLock<T>) -> Option<RwLockReadGuard<'_, T>>;
+    fn write<T>(self, lock: &RwLock<T>) -> Option<RwLockWriteGuard<'_, T>>;
+
+    fn unlock<T>(guard: RwLockWriteGuard<'_, T>) {
+        drop(guard);
+    }
+
+    /// Whether the time for the whole operation is over.
+    fn is_over(self) -> bool {
+        false
+    }
+
+    /// How long the whole operation was given, for the message that it was not enough.
+    fn given(self) -> Duration {
+        Duration::MAX
+    }
+
+    /// Lets other threads go on, for the `times`-th time.
+    fn back_off(self, times: u32) {
+        back_off(times);
+    }
+}
+
+/// As long as it takes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Unlimited;
+
+impl Patience for Unlimited {
+    #[inline]
+    fn read<T>(self, lock: &RwLock<T>) -> Option<RwLockReadGuard<'_, T>> {
+        Some(lock.read())
+    }
+
+    #[inline]
+    fn write<T>(self, lock: &RwLock<T>) -> Option<RwLockWriteGuard<'_, T>> {
+        Some(lock.write())
+    }
+}
+
+/// As long as it takes, and handing the lock over afterwards: for work that takes it in bites.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Courteous;
+
+impl Patience for Courteous {
+    fn read<T>(self, lock: &RwLock<T>) -> Option<RwLockReadGuard<'_, T>> {
+        Some(lock.read())
+    }
+
+    fn write<T>(self, lock: &RwLock<T>) -> Option<RwLockWriteGuard<'_, T>> {
+        Some(lock.write())
+    }
+
+    fn unlock<T>(guard: RwLockWriteGuard<'_, T>) {
+        unlock_fair(guard);
+    }
+}
+
+/// Not at all.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Once;
+
+impl Patience for Once {
+    fn read<T>(self, lock: &RwLock<T>) -> Option<RwLockReadGuard<'_, T>> {
+        lock.try_read()
+    }
+
+    fn write<T>(self, lock: &RwLock<T>) -> Option<RwLockWriteGuard<'_, T>> {
+        lock.try_write()
+    }
+
+    fn is_over(self) -> bool {
+        true
+    }
+
+    fn given(self) -> Duration {
+        Duration::ZERO
+    }
+}
+
+/// Until a moment, for all locks of an operation together.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Until {
+    /// `None` is a moment so late that the clock cannot name it.
+    deadline: Option<Instant>,
+    given: Duration,
+}
+
+impl Until {
+    pub(super) fn after(given: Duration) -> Self {
+        Self { deadline: Instant::now().checked_add(given), given }
+    }
+
+    fn remaining(self) -> Duration {
+        match self.deadline {
+            Some(deadline) => deadline.saturating_duration_since(Instant::now()),
+            None => Duration::MAX,
+        }
+    }
+}
+
+impl Patience for Until {
+    fn read<T>(self, lock: &RwLock<T>) -> Option<RwLockReadGuard<'_, T>> {
+        // The free lock first: it needs no look at the clock, and a deadline that has passed still
+        // means one try.
+        lock.try_read().or_else(|| match self.remaining() {
+            Duration::ZERO => None,
+            wait => lock.try_read_for(wait),
+        })
+    }
+
+    fn write<T>(self, lock: &RwLock<T>) -> Option<RwLockWriteGuard<'_, T>> {
+        lock.try_write().or_else(|| match self.remaining() {
+            Duration::ZERO => None,
+            wait => lock.try_write_for(wait),
+        })
+    }
+
+    fn is_over(self) -> bool {
+        self.remaining() == Duration::ZERO
+    }
+
+    fn given(self) -> Duration {
+        self.given
+    }
+
+    /// Never for long: the deadline may be near, and the thread an executor's.
+    fn back_off(self, times: u32) {
+        back_off(times.min(4));
+    }
+}

@@ -1,0 +1,326 @@
+//! Operations on many entries: shard after shard, in bites of at most 64 entries a lock hold.
+
+use std::fmt;
+
+use crate::error::{CacheError, ErrorKind};
+
+use super::budget::{Amount, Shortage};
+use super::clock::Stamp;
+use super::policy::Leave;
+use super::shard::{Courteous, Shard, Unlimited};
+use super::{Gone, RemovalCause, ShardedCache};
+
+/// Entries looked at or removed under one lock hold at most.
+const BITE: usize = 64;
+
+/// Lock holds in one step of a cleanup.
+const BITES: usize = 16;
+
+/// How often lowering a limit waits for other writers to store what they have reserved.
+const WAITS: u32 = 24;
+
+impl<K, V, S> ShardedCache<K, V, S> {
+    /// Removes expired entries and returns how many. A shard whose cleanup guard another thread
+    /// holds is skipped: it is being cleaned up.
+    ///
+    /// Removes up to 64 entries a lock hold and hands the lock to waiting threads in between;
+    /// `O(expired + shards)`, nothing is scanned. Entries that expire while it runs may stay.
+    pub fn cleanup_expired(&self) -> usize {
+        self.cleanup_steps().sum()
+    }
+
+    /// [`cleanup_expired`](Self::cleanup_expired) in steps of at most 1,024 entries, between which
+    /// nothing is locked and the caller may do other things; yields how many each step removed.
+    pub(crate) fn cleanup_steps(&self) -> impl Iterator<Item = usize> + '_ {
+        let now = self.config.time.now();
+        self.shards.iter().flat_map(move |shard| {
+            // As many bites as the shard can need now, should others keep adding expired entries.
+            let mut bites = shard.counters.held().entries as usize / BITE + 1;
+            std::iter::from_fn(move || {
+                if bites == 0 {
+                    return None;
+                }
+                let _guard = shard.cleanup.try_lock()?;
+                let mut removed = 0;
+                for _ in 0..bites.min(BITES) {
+                    bites -= 1;
+                    let bite = self.remove_expired(shard, now);
+                    removed += bite;
+                    if bite < BITE {
+                        bites = 0;
+                        break;
+                    }
+                }
+                Some(removed)
+            })
+        })
+    }
+
+    /// Removes at most [`BITE`] expired entries under one lock hold. The caller has the cleanup
+    /// guard.
+    fn remove_expired(&self, shard: &Shard<K, V>, now: Stamp) -> usize {
+        let mut gone = Gone::new();
+        let mut freed = Amount::default();
+        shard.write(Courteous, |table| {
+            while gone.len() < BITE {
+                let expired = table.expired(now).and_then(|id| table.take(id, Leave::Other));
+                let Some(entry) = expired else { break };
+                shard.counters.expired.count();
+                freed += Amount::one(entry.weight);
+                gone.push((entry.key, entry.value, RemovalCause::Expired));
+            }
+        });
+        self.budget.release(freed);
+        let removed = gone.len();
+        self.say_goodbye(gone);
+        removed
+    }
+
+    /// Keeps the live entries for which `keep` holds, removes the others, and returns how many it
+    /// removed (expired ones among them).
+    ///
+    /// **`keep` runs under the write lock of a shard**, for up to 64 entries a lock hold: while it
+    /// is slow, everyone else on that shard waits, and if it uses this cache it deadlocks. If it
+    /// panics, what it had decided of these 64 is not carried out. Entries that others insert while
+    /// this runs may or may not be seen.
+    pub fn retain(&self, mut keep: impl FnMut(&K, &V) -> bool) -> usize {
+        let now = self.now_for_reading();
+        let mut removed = 0;
+        for shard in &self.shards {
+            let mut from = 0;
+            loop {
+                let mut gone = Gone::new();
+                let mut freed = Amount::default();
+                let more = shard.write(Courteous, |table| {
+                    let until = (from + BITE).min(table.slots());
+                    // All decisions before the first removal: a panic then leaves nothing half done.
+                    let mut unwanted = smallvec::SmallVec::<[_; BITE]>::new();
+                    for (id, entry) in (from..until).filter_map(|place| table.entry_at(place)) {
+                        let alive = entry.expiry.is_alive_at(now);
+                        if !alive || !keep(&entry.key, &entry.value) {
+                            unwanted.push((id, alive));
+                        }
+                    }
+                    for (id, alive) in unwanted {
+                        let Some(entry) = table.take(id, Leave::Other) else { continue };
+                        freed += Amount::one(entry.weight);
+                        let cause = if alive {
+                            shard.counters.removals.count();
+                            RemovalCause::Removed
+                        } else {
+                            shard.counters.expired.count();
+                            RemovalCause::Expired
+                        };
+                        gone.push((entry.key, entry.value, cause));
+                    }
+                    until < table.slots()
+                });
+                self.budget.release(freed);
+                removed += gone.len();
+                self.say_goodbye(gone);
+                from += BITE;
+                if more != Some(true) {
+                    break;
+                }
+            }
+        }
+        removed
+    }
+
+    /// Removes everything. Constant time under the lock of each shard, whatever it holds; the
+    /// entries are dropped, and the listener called, afterwards. Memory for slots and index is
+    /// given back. Entries inserted while it runs may stay.
+    pub fn clear(&self) {
+        self.clear_steps().for_each(drop);
+    }
+
+    /// [`clear`](Self::clear) in steps of one shard.
+    pub(crate) fn clear_steps(&self) -> impl Iterator<Item = ()> + '_ {
+        self.shards.iter().map(|shard| {
+            let old = shard.write(Unlimited, |table| {
+                shard.counters.removals.add(table.held().entries);
+                table.replace_all(self.config.policy, self.config.pressure)
+            });
+            let Some(old) = old else { return };
+            self.budget.release(old.held());
+            if let Some(listener) = &self.config.listener {
+                for entry in old.into_entries() {
+                    listener(&entry.key, &entry.value, RemovalCause::Removed);
+                }
+            }
+        })
+    }
+
+    /// The live entries, cloned, shard by shard.
+    ///
+    /// The iterator clones up to 64 entries under the read lock of one shard, unlocks, and yields
+    /// them: **`Clone` of the key and of the value run under that lock**, what you do with them
+    /// does not. No snapshot: entries inserted or removed while it runs may or may not appear, but
+    /// one that is there all the time appears exactly once, unless its value is replaced by way of
+    /// a removal.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<u64, u64>::builder().max_entries(1000).build()?;
+    /// cache.insert_many((0..500).map(|key| (key, key * key)));
+    /// let mut entries: Vec<_> = cache.iter().collect();
+    /// entries.sort_unstable();
+    /// assert_eq!(entries[20], (20, 400));
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
+    pub fn iter(&self) -> Iter<'_, K, V, S> {
+        Iter { cache: self, shard: 0, from: 0, bite: Vec::new().into_iter() }
+    }
+
+    /// The keys of the live entries, cloned; as [`iter`](Self::iter), which see, but clones no
+    /// value.
+    pub fn keys(&self) -> impl Iterator<Item = K>
+    where
+        K: Clone,
+    {
+        let mut at = (0, 0);
+        std::iter::from_fn(move || self.next_bite(&mut at, |key, _| key.clone())).flatten()
+    }
+
+    /// Changes the limit on entries, evicting until it holds, and returns how many it evicted.
+    ///
+    /// Shard after shard in bites of at most 64 entries a lock hold. When this returns the new
+    /// limit holds, and does from then on; if other writers hold more than the limit in
+    /// reservations for longer than some 20 ms, it returns early and the excess leaves as they
+    /// finish or give up.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<u64, u64>::builder().max_entries(100).build()?;
+    /// cache.insert_many((0..100).map(|key| (key, key)));
+    /// assert_eq!(cache.set_max_entries(10), 90);
+    /// assert_eq!(cache.len(), 10);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
+    pub fn set_max_entries(&self, max: usize) -> usize {
+        self.budget.set_max_entries(max as u64);
+        self.shrink()
+    }
+
+    /// Changes the limit on weight; otherwise as [`set_max_entries`](Self::set_max_entries).
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::is_configuration`] if the cache has no weigher.
+    pub fn set_max_weight(&self, max: u64) -> Result<usize, CacheError> {
+        if self.config.weigher.is_none() {
+            return Err(ErrorKind::NoWeigher { limit: max }.into());
+        }
+        self.budget.set_max_weight(max);
+        Ok(self.shrink())
+    }
+
+    /// Evicts until no limit is exceeded.
+    fn shrink(&self) -> usize {
+        // Every put that may still go by the old limit is under the lock of its shard: once that
+        // lock was had here, it has either reserved its room, which is counted, or will see the new
+        // limit.
+        for shard in &self.shards {
+            shard.write(Unlimited, |_| ());
+        }
+        let now = self.config.time.now();
+        let mut evicted = 0;
+        let mut waits = 0;
+        while let Some(shortage) = self.budget.excess() {
+            let before = evicted;
+            for shard in &self.shards {
+                let mut gone = Gone::new();
+                let mut freed = Amount::default();
+                let bite = self.bite_for(shortage);
+                shard.write(Courteous, |table| {
+                    for _ in 0..bite {
+                        let Some((entry, verdict)) = table.make_way(shortage, now, None, true)
+                        else {
+                            break;
+                        };
+                        freed += Amount::one(entry.weight);
+                        let cause = self.count_departure(shard, verdict, shortage);
+                        gone.push((entry.key, entry.value, cause));
+                    }
+                });
+                self.budget.release(freed);
+                evicted += gone.len();
+                self.say_goodbye(gone);
+                if self.budget.excess() != Some(shortage) {
+                    break;
+                }
+            }
+            if evicted == before {
+                waits += 1;
+                if waits > WAITS {
+                    break;
+                }
+                crate::sync::back_off(waits);
+            }
+        }
+        evicted
+    }
+
+    /// How many entries a shard gives at once while a limit is being lowered: its part of the
+    /// excess in entries, so that no shard gives everything; one by one for weight.
+    fn bite_for(&self, shortage: Shortage) -> usize {
+        let excess = self.budget.used().saturating_sub(self.budget.max());
+        match shortage {
+            Shortage::Entries => {
+                let part = excess.entries.div_ceil(self.shards.len() as u64);
+                usize::try_from(part).unwrap_or(BITE).clamp(1, BITE)
+            }
+            Shortage::Weight => 1,
+        }
+    }
+
+    /// What `what` makes of the next live entries after the place `at`, which moves on; at most
+    /// [`BITE`] under one read lock. `None` at the end.
+    fn next_bite<T>(&self, at: &mut (usize, usize), what: impl Fn(&K, &V) -> T) -> Option<Vec<T>> {
+        let now = self.now_for_reading();
+        loop {
+            let shard: &Shard<K, V> = self.shards.get(at.0)?;
+            let table = shard.read(Unlimited)?;
+            let until = (at.1 + BITE).min(table.slots());
+            let bite: Vec<T> = (at.1..until)
+                .filter_map(|place| table.entry_at(place))
+                .filter(|(_, entry)| entry.expiry.is_alive_at(now))
+                .map(|(_, entry)| what(&entry.key, &entry.value))
+                .collect();
+            *at = if until < table.slots() { (at.0, until) } else { (at.0 + 1, 0) };
+            if !bite.is_empty() {
+                return Some(bite);
+            }
+        }
+    }
+}
+
+/// The entries of a [`ShardedCache`], from [`ShardedCache::iter`].
+pub struct Iter<'a, K, V, S> {
+    cache: &'a ShardedCache<K, V, S>,
+    shard: usize,
+    from: usize,
+    bite: std::vec::IntoIter<(K, V)>,
+}
+
+impl<K: Clone, V: Clone, S> Iterator for Iter<'_, K, V, S> {
+    type Item = (K, V);
+
+    fn next(&mut self) -> Option<(K, V)> {
+        loop {
+            if let Some(entry) = self.bite.next() {
+                return Some(entry);
+            }
+            let mut at = (self.shard, self.from);
+            let bite = self.cache.next_bite(&mut at, |key, value| (key.clone(), value.clone()))?;
+            (self.shard, self.from) = at;
+            self.bite = bite.into_iter();
+        }
+    }
+}
+
+impl<K, V, S> fmt::Debug for Iter<'_, K, V, S> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Iter").field("shard", &self.shard).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,317 @@
+//! What the lock of a shard protects: slots, index, order of eviction, order of expiry.
+//!
+//! One thread at a time changes it; nothing here knows of locks, limits, listeners or counters.
+//! Entries that leave are returned, so that the caller can drop them after unlocking.
+
+use equivalent::Equivalent;
+
+use super::budget::{Amount, Shortage};
+use super::chunked::{Chunked, SlotId};
+use super::clock::Stamp;
+use super::expiry::{Expiry, Life};
+use super::index::{Index, SlotHash};
+use super::policy::{AnyPolicy, EvictionPolicy, HitNote, Leave, MemoryPressure, Policy, Sizes};
+
+/// An entry in its slot. With a 24-byte key and a 16-byte value it is one cache line.
+#[derive(Debug)]
+pub(super) struct Entry<K, V> {
+    pub(super) key: K,
+    pub(super) value: V,
+    pub(super) expiry: Stamp,
+    pub(super) weight: u64,
+    hash: SlotHash,
+    /// Seconds since the cache was made; for people.
+    pub(super) written: u32,
+}
+
+#[derive(Debug)]
+enum Slot<K, V> {
+    Occupied(Entry<K, V>),
+    /// The next vacant one, or `NONE`.
+    Vacant(SlotId),
+}
+
+/// An entry on its way in.
+#[derive(Debug)]
+pub(super) struct Newcomer<K, V> {
+    pub(super) key: K,
+    pub(super) value: V,
+    pub(super) hash: SlotHash,
+    pub(super) weight: u64,
+    /// What [`MemoryPressure::LargestFirst`] goes by.
+    pub(super) size: u64,
+    pub(super) time_to_live: Option<std::time::Duration>,
+    pub(super) life: Life,
+    pub(super) now: Stamp,
+    pub(super) written: u32,
+}
+
+/// What a newcomer displaced: its own key, which the old one equals, and the old value.
+#[derive(Debug)]
+pub(super) struct Replaced<K, V> {
+    pub(super) key: K,
+    pub(super) value: V,
+    pub(super) weight: u64,
+}
+
+/// Why a victim was chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Verdict {
+    Expired,
+    Evicted,
+}
+
+#[derive(Debug)]
+pub(super) struct Table<K, V> {
+    slots: Chunked<Slot<K, V>>,
+    /// The first vacant slot, or `NONE`.
+    vacant: SlotId,
+    index: Index,
+    policy: AnyPolicy,
+    /// Only where the largest is evicted first.
+    sizes: Option<Sizes>,
+    expiry: Expiry,
+    held: Amount,
+    /// The latest moment seen by a write; see [`Expiry::schedule`].
+    latest: Stamp,
+}
+
+impl<K, V> Table<K, V> {
+    pub(super) fn new(policy: EvictionPolicy, pressure: MemoryPressure) -> Self {
+        Self {
+            slots: Chunked::default(),
+            vacant: SlotId::NONE,
+            index: Index::default(),
+            policy: AnyPolicy::new(policy),
+            sizes: (pressure == MemoryPressure::LargestFirst).then(Sizes::default),
+            expiry: Expiry::default(),
+            held: Amount::default(),
+            latest: Stamp::ZERO,
+        }
+    }
+
+    /// How many entries are here and what they weigh.
+    pub(super) fn held(&self) -> Amount {
+        self.held
+    }
+
+    /// How many slots there are, occupied or not: the range of [`entry_at`](Self::entry_at).
+    pub(super) fn slots(&self) -> usize {
+        self.slots.len()
+    }
+
+    #[inline]
+    pub(super) fn find<Q>(&self, hash: SlotHash, key: &Q) -> Option<SlotId>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        // The tag in the index lets one slot in 128 pass by mistake; the hash in the slot stops it
+        // before a key's heap is touched.
+        self.index.find(hash, |id| match &self.slots[id] {
+            Slot::Occupied(entry) => entry.hash == hash && key.equivalent(&entry.key),
+            Slot::Vacant(_) => false,
+        })
+    }
+
+    /// The entry in a slot that the index or an order named.
+    #[inline]
+    pub(super) fn entry(&self, id: SlotId) -> Option<&Entry<K, V>> {
+        match &self.slots[id] {
+            Slot::Occupied(entry) => Some(entry),
+            Slot::Vacant(_) => None,
+        }
+    }
+
+    /// The entry at a place in `0..slots()`, for going through all of them.
+    pub(super) fn entry_at(&self, place: usize) -> Option<(SlotId, &Entry<K, V>)> {
+        let id = SlotId::from_bits(u32::try_from(place).ok()?);
+        match self.slots.get(id)? {
+            Slot::Occupied(entry) => Some((id, entry)),
+            Slot::Vacant(_) => None,
+        }
+    }
+
+    /// Notes a hit, under the read lock.
+    #[inline]
+    pub(super) fn hit(&self, id: SlotId) -> HitNote {
+        self.policy.hit(id)
+    }
+
+    /// Notes a use, under the write lock.
+    pub(super) fn touch(&mut self, id: SlotId) {
+        self.policy.touch(id);
+        if let Some(sizes) = &mut self.sizes {
+            sizes.touch(id);
+        }
+    }
+
+    /// Plays back what hits have noted; first of all under every write lock.
+    pub(super) fn settle(&mut self) {
+        let sizes = &mut self.sizes;
+        self.policy.settle(|id| {
+            if let Some(sizes) = sizes {
+                sizes.touch(id);
+            }
+        });
+    }
+
+    /// Whether no slot is left for another entry: four billion entries in one shard.
+    pub(super) fn is_full(&self) -> bool {
+        self.vacant == SlotId::NONE && self.slots.is_full()
+    }
+
+    /// Adds an entry whose key is not here. Its room is reserved.
+    pub(super) fn insert(&mut self, newcomer: Newcomer<K, V>) {
+        let Newcomer { key, value, hash, weight, size, time_to_live, life, now, written } =
+            newcomer;
+        self.latest = self.latest.max(now);
+        let expiry = self.latest.expiry(time_to_live);
+        let slot = Slot::Occupied(Entry { key, value, expiry, weight, hash, written });
+        let id = match self.vacant {
+            SlotId::NONE => self.slots.push(slot),
+            id => {
+                if let Slot::Vacant(next) = std::mem::replace(&mut self.slots[id], slot) {
+                    self.vacant = next;
+                }
+                id
+            }
+        };
+        let slots = &self.slots;
+        self.index.insert(hash, id, slots.len(), |id| match &slots[id] {
+            Slot::Occupied(entry) => Some(entry.hash),
+            Slot::Vacant(_) => None,
+        });
+        self.policy.insert(id, hash);
+        if let Some(sizes) = &mut self.sizes {
+            sizes.insert(id, size);
+        }
+        self.expiry.schedule(id, expiry, life);
+        self.held += Amount::one(weight);
+    }
+
+    /// Replaces the value of an entry, its weight, its time-to-live. That counts as a use.
+    pub(super) fn replace(
+        &mut self,
+        id: SlotId,
+        newcomer: Newcomer<K, V>,
+    ) -> Option<Replaced<K, V>> {
+        self.touch(id);
+        self.latest = self.latest.max(newcomer.now);
+        let Slot::Occupied(entry) = &mut self.slots[id] else { return None };
+        self.expiry.cancel(id, entry.expiry);
+        entry.expiry = self.latest.expiry(newcomer.time_to_live);
+        self.expiry.schedule(id, entry.expiry, newcomer.life);
+        if let Some(sizes) = &mut self.sizes {
+            sizes.remove(id);
+            sizes.insert(id, newcomer.size);
+        }
+        entry.written = newcomer.written;
+        let weight = std::mem::replace(&mut entry.weight, newcomer.weight);
+        let value = std::mem::replace(&mut entry.value, newcomer.value);
+        self.held = self.held.saturating_sub(Amount { entries: 0, weight });
+        self.held += Amount { entries: 0, weight: newcomer.weight };
+        Some(Replaced { key: newcomer.key, value, weight })
+    }
+
+    /// Takes an entry out.
+    pub(super) fn take(&mut self, id: SlotId, leave: Leave) -> Option<Entry<K, V>> {
+        let slot = std::mem::replace(&mut self.slots[id], Slot::Vacant(self.vacant));
+        let Slot::Occupied(entry) = slot else {
+            self.slots[id] = slot;
+            return None;
+        };
+        self.vacant = id;
+        self.index.remove(entry.hash, id);
+        self.policy.remove(id, entry.hash, leave);
+        if let Some(sizes) = &mut self.sizes {
+            sizes.remove(id);
+        }
+        self.expiry.cancel(id, entry.expiry);
+        self.held = self.held.saturating_sub(Amount::one(entry.weight));
+        Some(entry)
+    }
+
+    /// An entry that is expired at `now`.
+    pub(super) fn expired(&self, now: Stamp) -> Option<SlotId> {
+        self.expiry.expired(now, |id| self.entry(id).map_or(Stamp::NEVER, |entry| entry.expiry))
+    }
+
+    /// The live entry to give up next for `shortage`, never `keep`.
+    pub(super) fn victim(&mut self, shortage: Shortage, keep: Option<SlotId>) -> Option<SlotId> {
+        match (&self.sizes, shortage) {
+            (Some(sizes), Shortage::Weight) => sizes.largest(keep),
+            _ => self.policy.victim(keep),
+        }
+    }
+
+    /// Takes out what must leave next for `shortage`: an expired entry if there is one, else, if
+    /// `spare` does not forbid it, the one the policy gives up.
+    pub(super) fn make_way(
+        &mut self,
+        shortage: Shortage,
+        now: Stamp,
+        keep: Option<SlotId>,
+        may_evict: bool,
+    ) -> Option<(Entry<K, V>, Verdict)> {
+        if let Some(id) = self.expired(now).filter(|&id| Some(id) != keep) {
+            return Some((self.take(id, Leave::Other)?, Verdict::Expired));
+        }
+        if !may_evict {
+            return None;
+        }
+        let id = self.victim(shortage, keep)?;
+        Some((self.take(id, Leave::Evicted)?, Verdict::Evicted))
+    }
+
+    /// Empties the table in constant time and returns what was in it.
+    pub(super) fn replace_all(&mut self, policy: EvictionPolicy, pressure: MemoryPressure) -> Self {
+        let latest = self.latest;
+        let old = std::mem::replace(self, Self::new(policy, pressure));
+        self.latest = latest;
+        old
+    }
+
+    /// All entries, for a table that is no longer in its shard.
+    pub(super) fn into_entries(mut self) -> impl Iterator<Item = Entry<K, V>> {
+        (0..self.slots.len() as u32).filter_map(move |bits| {
+            let id = SlotId::from_bits(bits);
+            match std::mem::replace(&mut self.slots[id], Slot::Vacant(SlotId::NONE)) {
+                Slot::Occupied(entry) => Some(entry),
+                Slot::Vacant(_) => None,
+            }
+        })
+    }
+
+    /// Panics unless every part agrees with every other. Goes through everything.
+    pub(super) fn validate(&self) {
+        let ids = (0..self.slots.len() as u32).map(SlotId::from_bits);
+        let occupied = || ids.clone().filter(|&id| self.entry(id).is_some());
+        let entries = || ids.clone().filter_map(|id| Some((id, self.entry(id)?)));
+
+        let mut held = Amount::default();
+        for (id, entry) in entries() {
+            held += Amount::one(entry.weight);
+            let found = self.index.find(entry.hash, |other| other == id);
+            assert_eq!(found, Some(id), "the index does not know {id:?}");
+        }
+        assert_eq!(self.held, held, "the table miscounts itself");
+        assert_eq!(self.index.len() as u64, held.entries, "the index knows empty slots");
+
+        let mut vacant = std::collections::BTreeSet::new();
+        let mut next = self.vacant;
+        while next != SlotId::NONE {
+            assert!(vacant.insert(next), "the vacant slots form a circle at {next:?}");
+            next = match &self.slots[next] {
+                Slot::Vacant(after) => *after,
+                Slot::Occupied(_) => panic!("{next:?} is occupied and listed as vacant"),
+            };
+        }
+        assert_eq!(vacant.len() + held.entries as usize, self.slots.len(), "a slot is lost");
+
+        self.policy.validate(&mut occupied());
+        if let Some(sizes) = &self.sizes {
+            sizes.validate(&mut occupied());
+        }
+        self.expiry.validate(entries().map(|(id, entry)| (id, entry.expiry)));
+    }
+}
