@@ -620,6 +620,7 @@ mod tests {
 
             let cache = cache_with(&key, age).await;
             assert_eq!(cache.get(&key).await.is_some(), served, "get at age {age}");
+            assert_eq!(cache.size().await, usize::from(served));
             assert_eq!(cache.stats().expired_entries, expired);
 
             let cache = cache_with(&key, age).await;

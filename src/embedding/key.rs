@@ -51,14 +51,6 @@ impl CacheKey {
     pub fn with_chunk(self, chunk_id: impl Into<String>) -> Self {
         Self { chunk_id: Some(chunk_id.into()), ..self }
     }
-
-    fn parts(&self) -> KeyParts<'_> {
-        KeyParts {
-            content_hash: &self.content_hash,
-            model_version: &self.model_version,
-            chunk_id: self.chunk_id.as_deref(),
-        }
-    }
 }
 
 /// `model/hash#chunk`, for logs; not meant to be parsed.
@@ -72,97 +64,129 @@ impl fmt::Display for CacheKey {
     }
 }
 
-/// The borrowed view in which a `CacheKey` and a `StoredKey` meet: hashing and equality of both go
-/// through it, so they cannot disagree.
-#[derive(PartialEq, Eq)]
-struct KeyParts<'a> {
-    content_hash: &'a str,
-    model_version: &'a str,
-    chunk_id: Option<&'a str>,
+/// The lengths of a key's texts: 32 bits for the content hash, 31 for the model version, one for
+/// whether a chunk follows. With the length of all three together they frame the texts, so keys
+/// with equal frames and equal bytes are equal.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Frame(u64);
+
+impl Frame {
+    const CHUNKED: u64 = 1 << 63;
+
+    fn of(key: &CacheKey) -> Self {
+        let flag = if key.chunk_id.is_some() { Self::CHUNKED } else { 0 };
+        // Lossless up to `StoredKey::LIMIT`; the frame of a longer key equals no stored one's, as
+        // the length of all its texts does not.
+        Self(
+            key.content_hash.len() as u64 & 0xFFFF_FFFF
+                | (key.model_version.len() as u64) << 32
+                | flag,
+        )
+    }
+
+    fn content_len(self) -> usize {
+        (self.0 & 0xFFFF_FFFF) as usize
+    }
+
+    fn model_len(self) -> usize {
+        ((self.0 & !Self::CHUNKED) >> 32) as usize
+    }
+
+    fn is_chunked(self) -> bool {
+        self.0 & Self::CHUNKED != 0
+    }
 }
 
-impl Hash for KeyParts<'_> {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        // The lengths first, in one word: they frame the three texts that follow.
-        let chunk = self.chunk_id.map_or(0, |chunk| chunk.len() as u64 + 1);
-        let lengths = (self.content_hash.len() as u64) << 40;
-        state.write_u64(lengths ^ ((self.model_version.len() as u64) << 20) ^ chunk);
-        state.write(self.content_hash.as_bytes());
-        state.write(self.model_version.as_bytes());
-        if let Some(chunk) = self.chunk_id {
-            state.write(chunk.as_bytes());
-        }
+/// Both forms of a key are hashed by this, so that they cannot disagree.
+#[inline]
+fn hash_framed<H: Hasher>(frame: Frame, content: &[u8], model: &[u8], chunk: &[u8], state: &mut H) {
+    state.write_u64(frame.0);
+    state.write(content);
+    state.write(model);
+    if frame.is_chunked() {
+        state.write(chunk);
     }
 }
 
 /// A looked-up key, borrowed: lets a lookup find a [`StoredKey`] without allocating one.
-pub(super) struct Probe<'a>(KeyParts<'a>);
+pub(super) struct Probe<'a> {
+    frame: Frame,
+    content: &'a [u8],
+    model: &'a [u8],
+    chunk: &'a [u8],
+}
 
 impl<'a> From<&'a CacheKey> for Probe<'a> {
+    #[inline]
     fn from(key: &'a CacheKey) -> Self {
-        Self(key.parts())
+        Self {
+            frame: Frame::of(key),
+            content: key.content_hash.as_bytes(),
+            model: key.model_version.as_bytes(),
+            chunk: key.chunk_id.as_deref().unwrap_or_default().as_bytes(),
+        }
+    }
+}
+
+impl Probe<'_> {
+    fn len(&self) -> usize {
+        self.content.len().saturating_add(self.model.len()).saturating_add(self.chunk.len())
     }
 }
 
 impl Hash for Probe<'_> {
+    #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.0.hash(state);
+        hash_framed(self.frame, self.content, self.model, self.chunk, state);
     }
 }
 
 impl Equivalent<StoredKey> for Probe<'_> {
+    #[inline]
     fn equivalent(&self, stored: &StoredKey) -> bool {
-        self.0 == stored.parts()
+        // The lengths stand in the slot, the bytes do not: lengths first.
+        if stored.frame != self.frame || stored.text.len() != self.len() {
+            return false;
+        }
+        let (content, model, chunk) = stored.texts();
+        // A chunk of no bytes is the usual one: not worth a call to compare memory.
+        content == self.content && model == self.model && (chunk.is_empty() || chunk == self.chunk)
     }
 }
 
 /// The stored form of a [`CacheKey`]: its three texts in one allocation, 24 bytes in the slot
 /// instead of 72, and one heap block to visit for a comparison instead of two or three.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub(super) struct StoredKey {
-    /// `content_hash`, `model_version` and `chunk_id`, one after the other.
-    text: Box<str>,
-    content_len: u32,
-    /// The length of the model version, and in [`Self::CHUNKED`] whether a chunk follows it.
-    model_len: u32,
+    /// `content_hash`, `model_version` and `chunk_id`, one after the other; each is valid UTF-8.
+    text: Box<[u8]>,
+    frame: Frame,
 }
 
 impl StoredKey {
-    const CHUNKED: u32 = 1 << 31;
-
-    /// The most bytes that the texts of a key may have together; both lengths then fit beside the
-    /// flag. A key is a digest and two names: a longer one is a mistake (a whole text, say).
+    /// The most bytes that the texts of a key may have together; the frame has room for far more. A
+    /// key is a digest and two names: a longer one is a mistake (a whole text, say).
     const LIMIT: usize = (1 << 20) - 1;
 
     /// # Errors
     ///
     /// The texts are longer than [`Self::LIMIT`] bytes together.
     pub(super) fn new(key: &CacheKey) -> Result<Self, CacheError> {
-        let KeyParts { content_hash, model_version, chunk_id } = key.parts();
-        let chunk = chunk_id.unwrap_or_default();
-        let bytes =
-            content_hash.len().saturating_add(model_version.len()).saturating_add(chunk.len());
+        let probe = Probe::from(key);
+        let bytes = probe.len();
         if bytes > Self::LIMIT {
             return Err(ErrorKind::KeyTooLong { bytes, limit: Self::LIMIT }.into());
         }
-        let mut text = String::with_capacity(bytes);
-        text.push_str(content_hash);
-        text.push_str(model_version);
-        text.push_str(chunk);
-        // Lossless: LIMIT is far below the flag.
-        let flag = if chunk_id.is_some() { Self::CHUNKED } else { 0 };
-        Ok(Self {
-            text: text.into_boxed_str(),
-            content_len: content_hash.len() as u32,
-            model_len: model_version.len() as u32 | flag,
-        })
+        let text = [probe.content, probe.model, probe.chunk].concat().into_boxed_slice();
+        Ok(Self { text, frame: probe.frame })
     }
 
-    fn parts(&self) -> KeyParts<'_> {
-        let (content_hash, rest) = self.text.split_at(self.content_len as usize);
-        let (model_version, chunk) = rest.split_at((self.model_len & !Self::CHUNKED) as usize);
-        let chunk_id = (self.model_len & Self::CHUNKED != 0).then_some(chunk);
-        KeyParts { content_hash, model_version, chunk_id }
+    /// Content hash, model version and chunk.
+    #[inline]
+    fn texts(&self) -> (&[u8], &[u8], &[u8]) {
+        let (content, rest) = self.text.split_at(self.frame.content_len());
+        let (model, chunk) = rest.split_at(self.frame.model_len());
+        (content, model, chunk)
     }
 
     /// Bytes of the key's heap block.
@@ -171,27 +195,21 @@ impl StoredKey {
     }
 
     pub(super) fn to_cache_key(&self) -> CacheKey {
-        let parts = self.parts();
+        // Never lossy: these bytes came from a `CacheKey`.
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
+        let (content, model, chunk) = self.texts();
         CacheKey {
-            content_hash: parts.content_hash.to_owned(),
-            model_version: parts.model_version.to_owned(),
-            chunk_id: parts.chunk_id.map(str::to_owned),
+            content_hash: text(content),
+            model_version: text(model),
+            chunk_id: self.frame.is_chunked().then(|| text(chunk)),
         }
     }
 }
 
-impl PartialEq for StoredKey {
-    fn eq(&self, other: &Self) -> bool {
-        (self.content_len, self.model_len) == (other.content_len, other.model_len)
-            && self.text == other.text
-    }
-}
-
-impl Eq for StoredKey {}
-
 impl Hash for StoredKey {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        self.parts().hash(state);
+        let (content, model, chunk) = self.texts();
+        hash_framed(self.frame, content, model, chunk, state);
     }
 }
 

@@ -17,6 +17,7 @@ mod shard;
 mod stats;
 mod sweep;
 mod table;
+mod tally;
 mod write;
 
 use std::fmt;
@@ -43,6 +44,7 @@ use clock::{Stamp, Time};
 use index::SlotHash;
 use shard::{Shard, Unlimited};
 use table::Entry;
+use tally::Tally;
 
 /// The longest time-to-live: 292 years.
 pub(crate) const LONGEST_TIME_TO_LIVE: Duration = Stamp::LONGEST;
@@ -121,6 +123,7 @@ pub struct EntryInfo {
 /// ```
 pub struct ShardedCache<K, V, S = DefaultHashBuilder> {
     shards: Box<[Shard<K, V>]>,
+    tally: Tally,
     hasher: S,
     budget: Budget,
     /// Whether any entry may have a time-to-live, so that reads need not look at the clock if not.
@@ -181,6 +184,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
         debug_assert!(shards.is_power_of_two());
         Self {
             shards: (0..shards).map(|_| Shard::new(config.policy, config.pressure)).collect(),
+            tally: Tally::new(shards),
             hasher,
             budget: Budget::new(Amount { entries: max_entries as u64, weight: max_weight }),
             may_expire: AtomicBool::new(config.time_to_live.is_some()),
@@ -236,8 +240,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// The counts of all shards together. `O(shards)`, no lock.
     pub fn stats(&self) -> CacheStats {
         let mut sum = CacheStats::default();
-        for shard in &self.shards {
-            sum += shard.counters.read();
+        for (number, shard) in self.shards.iter().enumerate() {
+            sum += shard.counters.read(self.tally.read(number));
         }
         sum
     }
@@ -256,15 +260,15 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// # Ok::<(), embedding_cache::CacheError>(())
     /// ```
     pub fn shard_stats(&self) -> Vec<ShardStats> {
-        let shard_stats = |shard: &Shard<K, V>| {
+        let shard_stats = |(number, shard): (usize, &Shard<K, V>)| {
             let held = shard.counters.held();
             ShardStats {
                 entries: held.entries as usize,
                 weight: held.weight,
-                stats: shard.counters.read(),
+                stats: shard.counters.read(self.tally.read(number)),
             }
         };
-        self.shards.iter().map(shard_stats).collect()
+        self.shards.iter().enumerate().map(shard_stats).collect()
     }
 
     fn written_at(&self, entry: &Entry<K, V>) -> DateTime<Utc> {

@@ -13,6 +13,7 @@ use super::clock::Stamp;
 use super::policy::{HitNote, Leave};
 use super::shard::{Once, Patience, Unlimited, Until};
 use super::table::Entry;
+use super::tally::Outcome;
 use super::{EntryInfo, Gone, Place, RemovalCause, ShardedCache};
 
 /// Keys of a batch that are looked up together; see [`ShardedCache::get_many`].
@@ -182,16 +183,13 @@ where
         let seen: SmallVec<[_; GROUP]> = places
             .iter()
             .zip(&slots)
-            .map(|(at, slot)| {
-                match slot.and_then(|id| Some((id, table_of(at.number).entry(id)?))) {
-                    None => Seen::Absent,
-                    Some((_, entry)) if !entry.expiry.is_alive_at(now) => Seen::Expired,
-                    Some((id, entry)) => {
-                        Seen::Live(entry.value.clone(), table_of(at.number).hit(id))
-                    }
-                }
+            .map(|(at, slot)| match *slot {
+                None => Seen::Absent,
+                Some((_, entry)) if !entry.expiry.is_alive_at(now) => Seen::Expired,
+                Some((id, entry)) => Seen::Live(entry.value.clone(), table_of(at.number).hit(id)),
             })
             .collect();
+        drop(slots);
         drop(tables);
 
         for ((key, at), seen) in keys.iter().zip(places).zip(seen) {
@@ -211,7 +209,7 @@ where
         let at = self.place(key);
         let seen = {
             let table = at.shard.read(patience)?;
-            match table.find(at.hash, key).and_then(|id| Some((id, table.entry(id)?))) {
+            match table.find(at.hash, key) {
                 None => Seen::Absent,
                 Some((_, entry)) if !entry.expiry.is_alive_at(now) => Seen::Expired,
                 Some((id, entry)) => Seen::Live(entry.value.clone(), table.hit(id)),
@@ -236,14 +234,14 @@ where
     {
         match seen {
             Seen::Live(value, note) => {
-                at.shard.counters.hits.count();
+                self.tally.count(at.number, Outcome::Hit);
                 if note == HitNote::Full {
                     self.note_hit(key, at, patience);
                 }
                 Some(Some(value))
             }
             Seen::Absent => {
-                at.shard.counters.misses.count();
+                self.tally.count(at.number, Outcome::Miss);
                 Some(None)
             }
             Seen::Expired => Some(self.get_expired(key, at, now, patience)),
@@ -260,7 +258,7 @@ where
         P: Patience,
     {
         at.shard.write(patience, |table| {
-            if let Some(id) = table.find(at.hash, key) {
+            if let Some((id, _)) = table.find(at.hash, key) {
                 table.touch(id);
             }
         });
@@ -276,18 +274,16 @@ where
         Q: Hash + Equivalent<K> + ?Sized,
         P: Patience,
     {
-        let counters = &at.shard.counters;
         let mut expired = None;
         let refreshed = at.shard.write(patience, |table| {
-            let id = table.find(at.hash, key)?;
-            let entry = table.entry(id)?;
+            let (id, entry) = table.find(at.hash, key)?;
             if entry.expiry.is_alive_at(now) {
                 let value = entry.value.clone();
                 table.touch(id);
                 return Some(value);
             }
             expired = table.take(id, Leave::Other);
-            counters.expired.count();
+            at.shard.counters.expired.count();
             None
         });
         if let Some(entry) = expired {
@@ -298,11 +294,11 @@ where
         }
         match refreshed.flatten() {
             Some(value) => {
-                counters.hits.count();
+                self.tally.count(at.number, Outcome::Hit);
                 Some(value)
             }
             None => {
-                counters.misses.count();
+                self.tally.count(at.number, Outcome::Miss);
                 None
             }
         }
@@ -315,7 +311,7 @@ where
     {
         let at = self.place(key);
         let table = at.shard.read(Unlimited)?;
-        let entry = table.entry(table.find(at.hash, key)?)?;
+        let (_, entry) = table.find(at.hash, key)?;
         entry.expiry.is_alive_at(now).then(|| at_it(entry))
     }
 }

@@ -1,4 +1,4 @@
-//! The counters of a shard and their copy for the caller.
+//! The counters of a shard (but for hits and misses, see [`tally`](super::tally)) and their copy for the caller.
 
 use crate::stats::CacheStats;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -24,9 +24,7 @@ pub struct ShardStats {
 /// Orderings: all relaxed; a count speaks of nothing but itself.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
-    // Counted by readers: read-modify-writes.
-    pub(super) hits: Shared,
-    pub(super) misses: Shared,
+    // Counted by anyone, but rarely: read-modify-writes. Hits and misses are in the tally.
     pub(super) rejected: Shared,
     pub(super) timeouts: Shared,
     // Counted under the write lock.
@@ -46,13 +44,8 @@ pub(super) struct Counters {
 pub(super) struct Shared(AtomicU64);
 
 impl Shared {
-    #[inline]
     pub(super) fn count(&self) {
-        self.add(1);
-    }
-
-    pub(super) fn add(&self, n: u64) {
-        self.0.fetch_add(n, Relaxed);
+        self.0.fetch_add(1, Relaxed);
     }
 }
 
@@ -82,14 +75,15 @@ impl Counters {
         Amount { entries: self.entries.load(Relaxed), weight: self.weight.load(Relaxed) }
     }
 
-    pub(super) fn read(&self) -> CacheStats {
+    /// The counts, with the `(hits, misses)` from the tally.
+    pub(super) fn read(&self, (hits, misses): (u64, u64)) -> CacheStats {
         let shared = |counter: &Shared| counter.0.load(Relaxed);
         let owned = |counter: &Owned| counter.0.load(Relaxed);
         let evicted_by_entries = owned(&self.evicted_by_entries);
         let evicted_by_weight = owned(&self.evicted_by_weight);
         CacheStats {
-            hits: shared(&self.hits),
-            misses: shared(&self.misses),
+            hits,
+            misses,
             insertions: owned(&self.insertions),
             updates: owned(&self.updates),
             evictions: evicted_by_entries + evicted_by_weight,

@@ -136,7 +136,8 @@ where
         let now = self.now_for_reading();
         let at = self.place(key);
         let entry = at.shard.write(Unlimited, |table| {
-            let entry = table.find(at.hash, key).and_then(|id| table.take(id, Leave::Other))?;
+            let entry = table.find(at.hash, key).map(|(id, _)| id);
+            let entry = entry.and_then(|id| table.take(id, Leave::Other))?;
             let alive = entry.expiry.is_alive_at(now);
             let counters = &at.shard.counters;
             if alive { &counters.removals } else { &counters.expired }.count();
@@ -283,20 +284,21 @@ where
     ) -> Result<(), Amount> {
         let Some(new) = newcomer else { return Ok(()) };
         let counters = &put.at.shard.counters;
-        let mut old = table.find(put.at.hash, &new.key);
+        let found = table.find(put.at.hash, &new.key);
+        let found = found.map(|(id, entry)| (id, entry.expiry.is_alive_at(put.now), entry.weight));
+        let old = found.filter(|&(_, alive, _)| alive);
         // An expired entry of the same key is no update: it leaves, and its room is the first taken.
-        let expired = old
-            .filter(|&id| table.entry(id).is_some_and(|entry| !entry.expiry.is_alive_at(put.now)));
-        if let Some(entry) = expired.and_then(|id| table.take(id, Leave::Other)) {
-            old = None;
+        let expired = found.filter(|&(_, alive, _)| !alive);
+        if let Some(entry) = expired.and_then(|(id, ..)| table.take(id, Leave::Other)) {
             put.reservation.take_over(Amount::one(entry.weight));
             counters.expired.count();
             gone.push((entry.key, entry.value, RemovalCause::Expired));
         }
-        let need = match old.and_then(|id| table.entry(id)) {
+        let need = match old {
             None => Amount::one(new.weight),
-            Some(old) => Amount { entries: 0, weight: new.weight.saturating_sub(old.weight) },
+            Some((.., old)) => Amount { entries: 0, weight: new.weight.saturating_sub(old) },
         };
+        let old = old.map(|(id, ..)| id);
         if !self.make_room(put, put.at.shard, table, need, old, gone) {
             return Err(need);
         }
