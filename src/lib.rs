@@ -1,4 +1,63 @@
-//! A sharded, lock-striped, in-process cache for high-concurrency embedding servers.
+//! A sharded, lock-striped, in-process cache for embedding servers: servers that turn text into
+//! vectors of `f32`, thousands of requests at once.
+//!
+//! A miss costs milliseconds of a GPU or a paid call; a hit should cost nanoseconds, and thousands
+//! of threads and tasks should not wait for each other to get it. So a key's hash chooses one of N
+//! shards, and each shard has its own lock, its own order of eviction and its own cleanup guard.
+//!
+//! # Three caches
+//!
+//! - [`EmbeddingCache`] is the one to use in a server: async, with typed keys and vectors that are
+//!   validated on the way in, deadlines, and limits in entries and bytes.
+//! - [`ShardedCache`] is the core below it: synchronous, for any key and any value that is cheap to
+//!   clone.
+//! - [`baseline::SingleLockCache`] is the design that this crate replaces, one lock around one map,
+//!   kept to be measured against.
+//!
+//! # Example
+//!
+//! ```
+//! use embedding_cache::{CacheKey, EmbeddingCache};
+//!
+//! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+//! let cache = EmbeddingCache::builder().max_bytes(256 << 20).build()?;
+//! let key = CacheKey::new("9f86d081884c7d65", "e5-base@1");
+//!
+//! let vector = match cache.get(&key).await {
+//!     Some(vector) => vector,
+//!     None => {
+//!         cache.put(key.clone(), vec![0.6, 0.8]).await?; // what the model answered
+//!         cache.get(&key).await.expect("was just put")
+//!     }
+//! };
+//! assert_eq!(vector, [0.6, 0.8]);
+//! # Ok::<(), embedding_cache::CacheError>(())
+//! # }).unwrap();
+//! ```
+//!
+//! # Consistency
+//!
+//! Per key, operations are linearizable: a `get` returns what the last finished `put` stored, or
+//! what one that runs at the same time stores, or nothing; never another key's value. The limits
+//! hold at every instant, from any thread. Aggregates (`len`, `stats`, iteration) are not a
+//! snapshot of one instant while others write.
+//!
+//! # Trade-offs
+//!
+//! - The order of eviction is that of each shard. A cache of a few hundred entries has one shard and
+//!   so an exact order; a larger one gives that up for locks that are not shared.
+//! - Expiry is seen with the resolution of the operating system's coarse clock: an entry may be
+//!   served for up to a tick (1 to 10 ms) beyond its time-to-live, never a nanosecond short of it.
+//! - Slots of entries that left are used again but not given back before
+//!   [`clear`](ShardedCache::clear); after a limit was lowered a lot, some 90 bytes for each entry
+//!   that once was there stay.
+//! - Values are shared, not copied: a vector that left the cache lives on as long as someone still
+//!   holds it, and its bytes are then no longer counted.
+//!
+//! # Features
+//!
+//! - `serde`: `Serialize` and `Deserialize` for keys, vectors, statistics. Off by default.
+
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
@@ -21,3 +80,8 @@ pub use sharded::{
 };
 pub use stats::{CacheInfo, CacheStats};
 pub use vector::EmbeddingVector;
+
+/// The README's examples, compiled and run with the tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -35,36 +35,45 @@ mod imp {
     /// How often a timed acquisition tries before it counts as timed out; shuttle has no clock.
     const TRIES: usize = 3;
 
+    /// As parking_lot's lock: who comes to read while a writer waits, waits behind it. Shuttle's own
+    /// lets readers overtake writers and so would miss the deadlocks that this can bring about.
     #[derive(Debug, Default)]
-    pub(crate) struct RwLock<T>(shuttle::sync::RwLock<T>);
+    pub(crate) struct RwLock<T> {
+        lock: shuttle::sync::RwLock<T>,
+        /// Held by a writer while it waits; everyone else comes through it.
+        door: Mutex<()>,
+    }
 
     impl<T> RwLock<T> {
         pub(crate) fn new(value: T) -> Self {
-            Self(shuttle::sync::RwLock::new(value))
+            Self { lock: shuttle::sync::RwLock::new(value), door: Mutex::new(()) }
         }
 
         pub(crate) fn read(&self) -> RwLockReadGuard<'_, T> {
-            self.0.read().unwrap_or_else(|poisoned| poisoned.into_inner())
+            drop(self.door.lock());
+            self.lock.read().unwrap_or_else(|poisoned| poisoned.into_inner())
         }
 
         pub(crate) fn write(&self) -> RwLockWriteGuard<'_, T> {
-            self.0.write().unwrap_or_else(|poisoned| poisoned.into_inner())
+            let _door = self.door.lock();
+            self.lock.write().unwrap_or_else(|poisoned| poisoned.into_inner())
         }
 
         pub(crate) fn try_read(&self) -> Option<RwLockReadGuard<'_, T>> {
-            self.0.try_read().ok()
+            drop(self.door.try_lock()?);
+            self.lock.try_read().ok()
         }
 
         pub(crate) fn try_write(&self) -> Option<RwLockWriteGuard<'_, T>> {
-            self.0.try_write().ok()
+            self.lock.try_write().ok()
         }
 
         pub(crate) fn try_read_for(&self, _: Duration) -> Option<RwLockReadGuard<'_, T>> {
-            retry(|| self.0.try_read().ok())
+            retry(|| self.try_read())
         }
 
         pub(crate) fn try_write_for(&self, _: Duration) -> Option<RwLockWriteGuard<'_, T>> {
-            retry(|| self.0.try_write().ok())
+            retry(|| self.try_write())
         }
     }
 
@@ -84,6 +93,10 @@ mod imp {
     impl<T> Mutex<T> {
         pub(crate) fn new(value: T) -> Self {
             Self(shuttle::sync::Mutex::new(value))
+        }
+
+        fn lock(&self) -> shuttle::sync::MutexGuard<'_, T> {
+            self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
         }
 
         pub(crate) fn try_lock(&self) -> Option<shuttle::sync::MutexGuard<'_, T>> {

@@ -44,7 +44,7 @@ pub(crate) struct Load {
     pub(crate) batches: u64,
     /// After this time no new batch is begun, whatever is left. Without it, a cache that gets
     /// slower as it gets larger could keep a newcomer waiting for minutes.
-    pub(crate) time_limit: Duration,
+    pub(crate) time_limit: Option<Duration>,
 }
 
 /// One cell of the table: a cache under a load.
@@ -136,7 +136,7 @@ pub(crate) async fn drive<C: Cache>(
         load,
         next: AtomicU64::new(0),
         own_nanos: AtomicU64::new(0),
-        deadline: start + load.time_limit,
+        deadline: load.time_limit.map(|limit| start + limit),
     });
     let mut clients = JoinSet::new();
     for _ in 0..load.tasks {
@@ -182,7 +182,7 @@ struct Server<C> {
     next: AtomicU64,
     /// What the tasks together took for the harness's own work. Relaxed: a sum, read for itself.
     own_nanos: AtomicU64,
-    deadline: Instant,
+    deadline: Option<Instant>,
 }
 
 /// A client: asks for one batch after the other until there are none left.
@@ -214,7 +214,7 @@ async fn client<C: Cache>(server: Arc<Server<C>>) -> Result<Tally, String> {
 
 impl<C: Cache> Server<C> {
     fn begin_batch(&self) -> Option<u64> {
-        if Instant::now() >= self.deadline {
+        if self.deadline.is_some_and(|deadline| Instant::now() >= deadline) {
             return None;
         }
         let batch = self.next.fetch_add(1, Ordering::Relaxed);

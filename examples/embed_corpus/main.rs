@@ -31,7 +31,7 @@ use std::thread;
 use std::time::Duration;
 
 use clap::Parser;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use tokio::runtime::Runtime;
 
 use caches::{Limits, NoCache, Sabotaged};
@@ -75,12 +75,12 @@ fn run(options: &Options) -> Result<(), Failure> {
         .map_err(|error| Failure::Run(format!("cannot start the tokio runtime: {error}")))?;
     let workers = runtime.metrics().num_workers();
 
-    let spinner = ProgressBar::new_spinner()
-        .with_style(style("{spinner} reading and embedding, {human_pos} files"));
+    let spinner =
+        progress(ProgressBar::new_spinner(), "{spinner} reading and embedding, {human_pos} files");
     spinner.enable_steady_tick(Duration::from_millis(100));
     let corpus = Corpus::read(&options.dir, options.max_paragraphs, &spinner)?;
     let workload = Arc::new(Workload::new(corpus, options.zipf, options.seed, cores));
-    spinner.finish_and_clear();
+    drop(spinner);
 
     let limits = Limits::for_entries(options.entries(workload.len()));
     let embed_time = workload.measure_embedder();
@@ -98,8 +98,8 @@ async fn serve_all(setup: &Setup<'_>) -> Result<Vec<Cell>, Failure> {
         limits.sharded().map_err(|error| Failure::Run(format!("cannot make the cache: {error}")))
     };
     let loads: Vec<_> = options.tasks.iter().map(|&tasks| setup.load(tasks)).collect();
-    let bar = ProgressBar::new(loads.iter().map(|load| 3 * load.batches).sum())
-        .with_style(style("{wide_bar} {percent} %, {msg}"));
+    let batches = loads.iter().map(|load| 3 * load.batches).sum();
+    let bar = progress(ProgressBar::new(batches), "{wide_bar} {percent} %, {msg}");
     let mut cells = Vec::new();
     for load in loads {
         bar.set_message(format!("tasks: {}", load.tasks));
@@ -111,30 +111,31 @@ async fn serve_all(setup: &Setup<'_>) -> Result<Vec<Cell>, Failure> {
             drive(sharded()?, workload, load, &bar).await?
         });
     }
-    bar.finish_and_clear();
     Ok(cells)
 }
 
 impl Setup<'_> {
-    /// What the rows of a task count serve: as much as the embedder alone does in the time asked
-    /// for, on as many workers as the tasks can keep busy.
+    /// What the rows of a task count serve: what was asked for, or as much as the embedder alone
+    /// does in the time asked for, on as many workers as the tasks can keep busy.
     fn load(&self, tasks: usize) -> Load {
         let Options { batch, batches, seconds, .. } = *self.options;
         let at_once = tasks.min(self.workers);
         let per_batch = self.embed_time.as_secs_f64() * batch as f64;
         let in_time = (seconds * at_once as f64 / per_batch) as u64;
-        Load {
-            tasks,
-            at_once,
-            batch,
-            batches: batches.unwrap_or(in_time.max(tasks as u64)),
-            time_limit: Duration::from_secs_f64(3.0 * seconds),
-        }
+        let (batches, time_limit) = match batches {
+            Some(batches) => (batches, None),
+            None => (in_time.max(tasks as u64), Some(Duration::from_secs_f64(3.0 * seconds))),
+        };
+        Load { tasks, at_once, batch, batches, time_limit }
     }
 }
 
-fn style(template: &str) -> ProgressStyle {
-    ProgressStyle::with_template(template).expect("the templates are constant and valid")
+/// Gives a bar its looks. It disappears when it is dropped, in front of an error message too; where
+/// standard error is no terminal it never appears.
+fn progress(bar: ProgressBar, template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template);
+    bar.with_style(style.expect("the templates are constant and valid"))
+        .with_finish(ProgressFinish::AndClear)
 }
 
 /// Prints to standard output; whoever has closed it (`| head`) has read enough.

@@ -11,6 +11,9 @@ use clap::Parser;
 /// followed; `target`, `node_modules` and hidden directories are not entered. Nothing is written,
 /// and nothing leaves the machine.
 ///
+/// Compared are no cache; the design that this crate replaces (`embedding_cache::baseline`), with
+/// one lock, and a walk over all entries for each eviction; and the sharded cache.
+///
 /// The embedder hashes runs of one to three words into 768 dimensions. It is real, but some thousand
 /// times faster than a model: here a cache must itself be fast to be worth its while. With a model,
 /// the column `embedder calls` decides.
@@ -57,8 +60,8 @@ pub(crate) struct Options {
     #[arg(long, value_name = "S", default_value = "1.5", value_parser = number(0.001, 3600.0))]
     pub(crate) seconds: f64,
 
-    /// Batches for each row, instead of as many as fit in --seconds
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    /// Batches for each row, instead of --seconds; no row is stopped then
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=MOST_BATCHES))]
     pub(crate) batches: Option<u64>,
 
     /// Seed of all draws: the same text and seed give the same batches
@@ -81,6 +84,9 @@ impl Options {
         ((paragraphs as f64 * self.capacity / 100.0) as usize).max(1)
     }
 }
+
+/// Beyond any run, and far from where sums of batches overflow.
+const MOST_BATCHES: u64 = 1_000_000_000_000;
 
 type Parsed<T> = Result<T, String>;
 

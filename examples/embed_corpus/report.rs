@@ -14,15 +14,15 @@ pub(crate) fn introduction(setup: &Setup<'_>) -> String {
     let cut = if corpus.cut_short { " (stopped here: --max-paragraphs)" } else { "" };
     let share = 100.0 * limits.entries as f64 / workload.len() as f64;
     format!(
-        "machine   {} cores, {} tokio workers{debug}\n\
+        "machine   {}, {}{debug}\n\
          text      {}: {}, {}\n\
          skipped   {}\n\
          corpus    {}, {} of them distinct{cut}\n\
          embedder  hashed word n-grams, {DIMENSIONS} dimensions, {} a paragraph on one core\n\
          load      batches of {} paragraphs, Zipf {} over the distinct ones, seed {}\n\
          caches    at most {} ({share:.1} % of the distinct paragraphs) and {} MiB\n",
-        setup.cores,
-        setup.workers,
+        number(setup.cores as u64, "core", "cores"),
+        number(setup.workers as u64, "tokio worker", "tokio workers"),
         corpus.root.display(),
         number(corpus.files.len() as u64, "file", "files"),
         bytes(corpus.bytes),
@@ -95,40 +95,30 @@ fn row(cell: &Cell) -> [String; HEADER.len()] {
 }
 
 fn line(texts: &[String; HEADER.len()], widths: &[usize; HEADER.len()]) -> String {
-    let mut line = String::new();
-    for (column, (text, &width)) in texts.iter().zip(widths).enumerate() {
-        let gap = if column == 0 { "" } else { "  " };
-        line += gap;
-        line +=
-            &if column == NAMES { format!("{text:<width$}") } else { format!("{text:>width$}") };
-    }
-    line.push('\n');
-    line
+    let aligned = texts.iter().zip(widths).enumerate().map(|(column, (text, &width))| {
+        if column == NAMES { format!("{text:<width$}") } else { format!("{text:>width$}") }
+    });
+    aligned.collect::<Vec<_>>().join("  ") + "\n"
 }
 
 /// How to read the table, and what came of the comparison of every vector.
 pub(crate) fn closing(cells: &[Cell]) -> String {
     let mut text = String::from(
-        "requests        paragraphs asked for\n\
+        "single lock     the design that this crate replaces; walks over all entries to evict one\n\
+         requests        paragraphs asked for\n\
          p50 ... p99.9   a batch, from asking to its last vector, the wait for a worker included\n\
          embedder calls  paragraphs embedded\n\
          memory held     by the cache in the end, as it counts it\n\
          Rows with the same number of tasks serve the same batches, beginning with an empty cache.\n",
     );
-    for cell in cells {
-        let row = format!("{}, {}", cell.cache, number(cell.load.tasks as u64, "task", "tasks"));
-        if cell.was_stopped() {
-            text += &format!(
-                "* {row}: stopped after {:.1} s with {} % of its batches served. Its cache was\n  \
-                 cold for a larger part of them than the others'.\n",
-                cell.elapsed.as_secs_f64(),
-                100 * cell.tally.batches / cell.load.batches,
-            );
-        }
-        if cell.tally.refused > 0 {
-            let refused = number(cell.tally.refused, "vector", "vectors");
-            text += &format!("! {row}: the cache refused to keep {refused}.\n");
-        }
+    if cells.iter().any(Cell::was_stopped) {
+        text += "* Stopped after three times --seconds with batches left to serve, so its cache was cold\n\
+                 \x20 for a larger part of them than the others'.\n";
+    }
+    for cell in cells.iter().filter(|cell| cell.tally.refused > 0) {
+        let tasks = number(cell.load.tasks as u64, "task", "tasks");
+        let refused = number(cell.tally.refused, "vector", "vectors");
+        text += &format!("! {}, {tasks}: the cache refused to keep {refused}.\n", cell.cache);
     }
     let verified = cells.iter().map(Cell::requests).sum();
     let own_share = cells.iter().map(Cell::own_share).fold(0.0, f64::max);
@@ -166,12 +156,10 @@ fn duration(time: Duration) -> String {
         seconds if seconds >= 1e-3 => (seconds * 1e3, "ms"),
         seconds => (seconds * 1e6, "µs"),
     };
-    let decimals = if value < 10.0 {
-        2
-    } else if value < 100.0 {
-        1
-    } else {
-        0
+    let decimals = match value {
+        ..10.0 => 2,
+        ..100.0 => 1,
+        _ => 0,
     };
     format!("{value:.decimals$} {unit}")
 }

@@ -1,7 +1,7 @@
 //! The core: a sharded, lock-striped, synchronous cache for any key and any cheaply cloned value.
 //!
 //! What lives here knows nothing of embeddings or of tokio. The face is [`ShardedCache`]; its
-//! methods are in three files by what they do to the locks: [`read`], [`write`], [`sweep`]. Below
+//! methods are in three files by what they do to the locks: [`read`], [`mod@write`], [`sweep`]. Below
 //! it a [`shard`] is one lock around one [`table`], and a table is [`chunked`] slots, an [`index`],
 //! an order of eviction ([`policy`]) and one of [`expiry`]. The [`budget`] is one for all shards.
 

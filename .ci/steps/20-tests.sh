@@ -1,0 +1,12 @@
+# README's test command, then every feature alone and all together.
+set -euo pipefail
+command=$(sed -n 's/^\(cargo test\)$/\1/p' README.md | head -n 1)
+[[ -n $command ]] || { echo "README.md names no test command"; exit 1; }
+$command
+for features in --no-default-features "--features serde" --all-features; do
+    printf -- '--- cargo test %s\n' "$features"
+    # shellcheck disable=SC2086
+    cargo test $features --lib --test contracts --test semantics
+    # shellcheck disable=SC2086
+    cargo test $features --doc
+done

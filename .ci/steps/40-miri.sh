@@ -1,0 +1,9 @@
+# The core's own tests under Miri, with small sizes. The crate has no unsafe code; this looks for
+# undefined behaviour in how it uses that of others, for leaks, and for data races.
+set -euo pipefail
+export CARGO_TARGET_DIR=target/miri
+cargo +nightly miri setup
+# The wall clock is read; parking_lot keeps the addresses of waiting threads in integers.
+export MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-permissive-provenance"
+cargo +nightly miri test --lib
+cargo +nightly miri test --test miri

@@ -1,0 +1,3 @@
+# The benchmarks compile, and every cell of them runs once.
+set -euo pipefail
+cargo bench --bench contention -- --test
