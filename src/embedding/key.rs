@@ -219,7 +219,9 @@ mod tests {
 
     fn keys() -> Vec<CacheKey> {
         let mut keys = Vec::new();
-        for content in ["", "a", "ab", "abc", "é"] {
+        // Every key is compared with every other: Miri gets fewer.
+        let contents = if cfg!(miri) { &["", "ab"][..] } else { &["", "a", "ab", "abc", "é"] };
+        for content in contents.iter().copied() {
             for model in ["", "b", "bc", "c"] {
                 let key = CacheKey::new(content, model);
                 keys.extend([key.clone(), key.clone().with_chunk(""), key.with_chunk("c")]);

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::error::{CacheError, ErrorKind, InsertError};
 use crate::hasher::DefaultHashBuilder;
-use crate::sharded::{EvictionPolicy, MemoryPressure, ShardedCache};
+use crate::sharded::{EvictionPolicy, MemoryPressure, ShardedCache, Step};
 use crate::stats::{CacheInfo, CacheStats};
 use crate::vector::EmbeddingVector;
 
@@ -52,8 +52,8 @@ fn weigh(key: &StoredKey, vector: &EmbeddingVector) -> u64 {
 ///   used over the limit on entries, and the largest over the limit on bytes; the
 ///   [builder](Self::builder) offers other orders. With several shards the order is that of each
 ///   shard; a cache of a few hundred entries, or of a few MB, has one.
-/// - No method blocks an executor thread for long: where another thread sits on the lock of a
-///   shard, `get` and `put` park for a fraction of a millisecond at a time and yield in between.
+/// - No `async fn` blocks an executor thread for long: where another thread sits on the lock of a
+///   shard, it parks for a fraction of a millisecond at a time and yields in between.
 ///
 /// # Cancel safety
 ///
@@ -166,10 +166,21 @@ impl<S> EmbeddingCache<S> {
     ///
     /// Dropped at an `.await`, it has removed some of the expired entries.
     pub async fn cleanup_expired_safe(&self) -> usize {
+        let Inner { core, waiters, .. } = &*self.inner;
+        let mut cleanup = core.start_cleanup();
         let mut removed = 0;
-        for step in self.inner.core.cleanup_steps() {
-            removed += step;
-            tokio::task::yield_now().await;
+        for steps in 1_u64.. {
+            let attempt = |slice| match cleanup.step_slice(slice) {
+                Step::Locked => None,
+                step => Some(step),
+            };
+            match waiters.until(None, attempt).await {
+                Some(Step::Removed(bite)) => removed += bite,
+                _ => break,
+            }
+            if steps % CLEANUP_STEPS == 0 {
+                tokio::task::yield_now().await;
+            }
         }
         removed
     }
@@ -181,7 +192,9 @@ impl<S> EmbeddingCache<S> {
     ///
     /// Dropped at an `.await`, it has emptied some of the shards.
     pub async fn clear(&self) {
-        for () in self.inner.core.clear_steps() {
+        let Inner { core, waiters, .. } = &*self.inner;
+        for shard in 0..core.shards() {
+            waiters.until(None, |slice| core.clear_slice(shard, slice)).await;
             tokio::task::yield_now().await;
         }
     }
@@ -208,6 +221,10 @@ impl<S: BuildHasher> EmbeddingCache<S> {
     pub async fn get(&self, key: &CacheKey) -> Option<EmbeddingVector> {
         let Inner { core, waiters, .. } = &*self.inner;
         let probe = Probe::from(key);
+        // Nearly always the lock is free: then no second future need be set up.
+        if let Some(found) = core.get_slice(&probe, Duration::ZERO) {
+            return found;
+        }
         waiters.until(None, |slice| core.get_slice(&probe, slice)).await.flatten()
     }
 
@@ -289,10 +306,11 @@ impl<S: BuildHasher> EmbeddingCache<S> {
     ///
     /// # Cancel safety
     ///
-    /// It has no `.await` inside: once polled, it is done.
-    #[allow(clippy::unused_async)]
+    /// Dropped at an `.await`, it has removed nothing.
     pub async fn remove(&self, key: &CacheKey) -> Option<EmbeddingVector> {
-        self.inner.core.remove(&Probe::from(key))
+        let Inner { core, waiters, .. } = &*self.inner;
+        let probe = Probe::from(key);
+        waiters.until(None, |slice| core.remove_slice(&probe, slice)).await.flatten()
     }
 
     /// [`get`](Self::get) for threads outside an async runtime: waits for the lock.
@@ -385,6 +403,9 @@ impl<S: BuildHasher> EmbeddingCache<S> {
 
 /// How often a put that finds all room taken by other writers yields and tries again.
 const CONTENDED: u32 = 64;
+
+/// Bites of a cleanup, of 64 entries each, after which it yields to other tasks.
+const CLEANUP_STEPS: u64 = 16;
 
 fn give_back(refused: InsertError<StoredKey, EmbeddingVector>) -> CacheError {
     let (error, _, vector) = refused.into_parts();

@@ -37,6 +37,7 @@ pub use clock::Clock;
 pub use policy::{EvictionPolicy, MemoryPressure};
 pub use stats::ShardStats;
 pub use sweep::Iter;
+pub(crate) use sweep::Step;
 
 use budget::{Amount, Budget};
 use builder::{Listener, Measure};
@@ -313,7 +314,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
 }
 
 impl<K: Hash + Eq, V, S: BuildHasher> ShardedCache<K, V, S> {
-    #[inline]
+    // Always: a call would return the place through memory, on the way of every hit.
+    #[inline(always)]
     fn place<Q: Hash + ?Sized>(&self, key: &Q) -> Place<'_, K, V> {
         let hash = self.hasher.hash_one(key);
         let number = (hash >> 32) as usize & (self.shards.len() - 1);

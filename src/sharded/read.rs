@@ -180,13 +180,20 @@ where
             .zip(keys)
             .map(|(at, key)| table_of(at.number).find(at.hash, *key))
             .collect();
+        let mut note = HitNote::Taken;
         let seen: SmallVec<[_; GROUP]> = places
             .iter()
             .zip(&slots)
             .map(|(at, slot)| match *slot {
                 None => Seen::Absent,
                 Some((_, entry)) if !entry.expiry.is_alive_at(now) => Seen::Expired,
-                Some((id, entry)) => Seen::Live(entry.value.clone(), table_of(at.number).hit(id)),
+                Some((id, entry)) => {
+                    // After a note that found no place, none of this group may be taken before it.
+                    if note == HitNote::Taken {
+                        note = table_of(at.number).hit(id);
+                    }
+                    Seen::Live(entry.value.clone(), note)
+                }
             })
             .collect();
         drop(slots);

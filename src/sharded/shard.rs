@@ -98,21 +98,29 @@ impl Patience for Unlimited {
     }
 }
 
-/// As long as it takes, and handing the lock over afterwards: for work that takes it in bites.
+/// Waits as `P`, and hands the lock over afterwards: for work that takes it bite after bite.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Courteous;
+pub(super) struct Courteous<P>(pub(super) P);
 
-impl Patience for Courteous {
+impl<P: Patience> Patience for Courteous<P> {
     fn read<T>(self, lock: &RwLock<T>) -> Option<RwLockReadGuard<'_, T>> {
-        Some(lock.read())
+        self.0.read(lock)
     }
 
     fn write<T>(self, lock: &RwLock<T>) -> Option<RwLockWriteGuard<'_, T>> {
-        Some(lock.write())
+        self.0.write(lock)
     }
 
     fn unlock<T>(guard: RwLockWriteGuard<'_, T>) {
         unlock_fair(guard);
+    }
+
+    fn is_over(self) -> bool {
+        self.0.is_over()
+    }
+
+    fn given(self) -> Duration {
+        self.0.given()
     }
 }
 

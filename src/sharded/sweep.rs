@@ -1,20 +1,18 @@
 //! Operations on many entries: shard after shard, in bites of at most 64 entries a lock hold.
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::error::{CacheError, ErrorKind};
 
 use super::budget::{Amount, Shortage};
 use super::clock::Stamp;
 use super::policy::Leave;
-use super::shard::{Courteous, Shard, Unlimited};
+use super::shard::{Courteous, Once, Patience, Shard, Unlimited, Until};
 use super::{Gone, RemovalCause, ShardedCache};
 
 /// Entries looked at or removed under one lock hold at most.
 const BITE: usize = 64;
-
-/// Lock holds in one step of a cleanup.
-const BITES: usize = 16;
 
 /// How often lowering a limit waits for other writers to store what they have reserved.
 const WAITS: u32 = 24;
@@ -26,42 +24,30 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// Removes up to 64 entries a lock hold and hands the lock to waiting threads in between;
     /// `O(expired + shards)`, nothing is scanned. Entries that expire while it runs may stay.
     pub fn cleanup_expired(&self) -> usize {
-        self.cleanup_steps().sum()
+        let mut cleanup = self.start_cleanup();
+        let mut removed = 0;
+        while let Step::Removed(bite) = cleanup.step(Unlimited) {
+            removed += bite;
+        }
+        removed
     }
 
-    /// [`cleanup_expired`](Self::cleanup_expired) in steps of at most 1,024 entries, between which
-    /// nothing is locked and the caller may do other things; yields how many each step removed.
-    pub(crate) fn cleanup_steps(&self) -> impl Iterator<Item = usize> + '_ {
-        let now = self.config.time.now();
-        self.shards.iter().flat_map(move |shard| {
-            // As many bites as the shard can need now, should others keep adding expired entries.
-            let mut bites = shard.counters.held().entries as usize / BITE + 1;
-            std::iter::from_fn(move || {
-                if bites == 0 {
-                    return None;
-                }
-                let _guard = shard.cleanup.try_lock()?;
-                let mut removed = 0;
-                for _ in 0..bites.min(BITES) {
-                    bites -= 1;
-                    let bite = self.remove_expired(shard, now);
-                    removed += bite;
-                    if bite < BITE {
-                        bites = 0;
-                        break;
-                    }
-                }
-                Some(removed)
-            })
-        })
+    /// Starts a [`cleanup_expired`](Self::cleanup_expired) that the caller takes step by step.
+    pub(crate) fn start_cleanup(&self) -> Cleanup<'_, K, V, S> {
+        Cleanup { cache: self, now: self.config.time.now(), shard: 0, bites: None }
     }
 
-    /// Removes at most [`BITE`] expired entries under one lock hold. The caller has the cleanup
-    /// guard.
-    fn remove_expired(&self, shard: &Shard<K, V>, now: Stamp) -> usize {
+    /// Removes at most [`BITE`] expired entries under one lock hold, and says how many; `None` if
+    /// `patience` ran out. The caller has the cleanup guard.
+    fn remove_expired<P: Patience>(
+        &self,
+        shard: &Shard<K, V>,
+        now: Stamp,
+        patience: P,
+    ) -> Option<usize> {
         let mut gone = Gone::new();
         let mut freed = Amount::default();
-        shard.write(Courteous, |table| {
+        shard.write(Courteous(patience), |table| {
             while gone.len() < BITE {
                 let expired = table.expired(now).and_then(|id| table.take(id, Leave::Other));
                 let Some(entry) = expired else { break };
@@ -69,11 +55,11 @@ impl<K, V, S> ShardedCache<K, V, S> {
                 freed += Amount::one(entry.weight);
                 gone.push((entry.key, entry.value, RemovalCause::Expired));
             }
-        });
+        })?;
         self.budget.release(freed);
         let removed = gone.len();
         self.say_goodbye(gone);
-        removed
+        Some(removed)
     }
 
     /// Keeps the live entries for which `keep` holds, removes the others, and returns how many it
@@ -91,7 +77,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
             loop {
                 let mut gone = Gone::new();
                 let mut freed = Amount::default();
-                let more = shard.write(Courteous, |table| {
+                let more = shard.write(Courteous(Unlimited), |table| {
                     let until = (from + BITE).min(table.slots());
                     // All decisions before the first removal: a panic then leaves nothing half done.
                     let mut unwanted = smallvec::SmallVec::<[_; BITE]>::new();
@@ -131,24 +117,33 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// entries are dropped, and the listener called, afterwards. Memory for slots and index is
     /// given back. Entries inserted while it runs may stay.
     pub fn clear(&self) {
-        self.clear_steps().for_each(drop);
+        for shard in &self.shards {
+            self.clear_shard(shard, Unlimited);
+        }
     }
 
-    /// [`clear`](Self::clear) in steps of one shard.
-    pub(crate) fn clear_steps(&self) -> impl Iterator<Item = ()> + '_ {
-        self.shards.iter().map(|shard| {
-            let old = shard.write(Unlimited, |table| {
-                shard.counters.removals.add(table.held().entries);
-                table.replace_all(self.config.policy, self.config.pressure)
-            });
-            let Some(old) = old else { return };
-            self.budget.release(old.held());
-            if let Some(listener) = &self.config.listener {
-                for entry in old.into_entries() {
-                    listener(&entry.key, &entry.value, RemovalCause::Removed);
-                }
+    /// Empties one shard; waits at most `wait` for its lock, zero tries once. Says whether it was
+    /// had.
+    pub(crate) fn clear_slice(&self, shard: usize, wait: Duration) -> Option<()> {
+        let shard = &self.shards[shard];
+        match wait {
+            Duration::ZERO => self.clear_shard(shard, Once),
+            wait => self.clear_shard(shard, Until::after(wait)),
+        }
+    }
+
+    fn clear_shard<P: Patience>(&self, shard: &Shard<K, V>, patience: P) -> Option<()> {
+        let old = shard.write(patience, |table| {
+            shard.counters.removals.add(table.held().entries);
+            table.replace_all(self.config.policy, self.config.pressure)
+        })?;
+        self.budget.release(old.held());
+        if let Some(listener) = &self.config.listener {
+            for entry in old.into_entries() {
+                listener(&entry.key, &entry.value, RemovalCause::Removed);
             }
-        })
+        }
+        Some(())
     }
 
     /// The live entries, cloned, shard by shard.
@@ -232,7 +227,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
                 let mut gone = Gone::new();
                 let mut freed = Amount::default();
                 let bite = self.bite_for(shortage);
-                shard.write(Courteous, |table| {
+                shard.write(Courteous(Unlimited), |table| {
                     for _ in 0..bite {
                         let Some((entry, verdict)) = table.make_way(shortage, now, None, true)
                         else {
@@ -292,6 +287,61 @@ impl<K, V, S> ShardedCache<K, V, S> {
                 return Some(bite);
             }
         }
+    }
+}
+
+/// A cleanup under way, from [`ShardedCache::start_cleanup`]. Between two steps nothing is locked.
+pub(crate) struct Cleanup<'a, K, V, S> {
+    cache: &'a ShardedCache<K, V, S>,
+    now: Stamp,
+    shard: usize,
+    /// Steps left for this shard: as many as it could need when it was come to, should others keep
+    /// adding expired entries. `None` before that.
+    bites: Option<usize>,
+}
+
+/// What a step of a [`Cleanup`] came to.
+pub(crate) enum Step {
+    /// So many expired entries are gone, at most [`BITE`].
+    Removed(usize),
+    /// Another thread held the lock all the time.
+    Locked,
+    /// All shards are done.
+    Done,
+}
+
+impl<K, V, S> Cleanup<'_, K, V, S> {
+    /// A step that waits at most `wait` for a lock; zero tries once.
+    pub(crate) fn step_slice(&mut self, wait: Duration) -> Step {
+        match wait {
+            Duration::ZERO => self.step(Once),
+            wait => self.step(Until::after(wait)),
+        }
+    }
+
+    fn step<P: Patience>(&mut self, patience: P) -> Step {
+        while let Some(shard) = self.cache.shards.get(self.shard) {
+            if let Some(_guard) = shard.cleanup.try_lock() {
+                let most = shard.counters.held().entries as usize / BITE + 1;
+                let left = self.bites.unwrap_or(most) - 1;
+                let Some(removed) = self.cache.remove_expired(shard, self.now, patience) else {
+                    return Step::Locked;
+                };
+                self.bites = Some(left);
+                if removed < BITE || left == 0 {
+                    self.next_shard();
+                }
+                return Step::Removed(removed);
+            }
+            // Someone else is cleaning it up.
+            self.next_shard();
+        }
+        Step::Done
+    }
+
+    fn next_shard(&mut self) {
+        self.shard += 1;
+        self.bites = None;
     }
 }
 

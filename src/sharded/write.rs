@@ -133,9 +133,28 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
+        self.remove_within(key, Unlimited).flatten()
+    }
+
+    /// A `remove` that waits at most `wait` for the lock, zero tries once; `None` if it was not had.
+    pub(crate) fn remove_slice<Q>(&self, key: &Q, wait: Duration) -> Option<Option<V>>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        match wait {
+            Duration::ZERO => self.remove_within(key, Once),
+            wait => self.remove_within(key, Until::after(wait)),
+        }
+    }
+
+    fn remove_within<Q, P>(&self, key: &Q, patience: P) -> Option<Option<V>>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+        P: Patience,
+    {
         let now = self.now_for_reading();
         let at = self.place(key);
-        let entry = at.shard.write(Unlimited, |table| {
+        let entry = at.shard.write(patience, |table| {
             let entry = table.find(at.hash, key).map(|(id, _)| id);
             let entry = entry.and_then(|id| table.take(id, Leave::Other))?;
             let alive = entry.expiry.is_alive_at(now);
@@ -143,13 +162,13 @@ where
             if alive { &counters.removals } else { &counters.expired }.count();
             Some((entry, alive))
         });
-        let (entry, alive) = entry.flatten()?;
+        let Some((entry, alive)) = entry? else { return Some(None) };
         self.release(&entry);
         let cause = if alive { RemovalCause::Removed } else { RemovalCause::Expired };
         if let Some(listener) = &self.config.listener {
             listener(&entry.key, &entry.value, cause);
         }
-        alive.then_some(entry.value)
+        Some(alive.then_some(entry.value))
     }
 
     /// An insert that counts neither a timeout nor a refusal, for waits in several slices; zero
@@ -246,6 +265,10 @@ where
                 .at
                 .shard
                 .write(patience, |table| self.try_here(&mut put, table, newcomer, &mut gone));
+            if attempt == Some(Ok(())) {
+                // A listener may put something into what is left.
+                put.reservation.release();
+            }
             let mut freed = !gone.is_empty();
             self.say_goodbye(gone);
             let need = match attempt {

@@ -263,7 +263,10 @@ mod tests {
                 place
             };
             self.policy.insert(SlotId::from_bits(place as u32), hash(key));
-            self.policy.validate(&mut (0..self.slots.len() as u32).map(SlotId::from_bits));
+            // Walks through everything, which takes Miri too long.
+            if !cfg!(miri) {
+                self.policy.validate(&mut (0..self.slots.len() as u32).map(SlotId::from_bits));
+            }
             false
         }
 
