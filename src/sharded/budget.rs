@@ -35,6 +35,27 @@ impl Meter {
             .is_ok()
     }
 
+    /// See [`Reservation::cover`].
+    fn cover(&self, held: &mut u64, need: u64) -> bool {
+        if need == 0 {
+            return true;
+        }
+        if *held < need {
+            let reserved = self.try_reserve(need - *held);
+            if reserved {
+                *held = need;
+            }
+            return reserved;
+        }
+        let excess = || self.used.load(Relaxed).saturating_sub(self.max.load(Relaxed));
+        if excess() > 0 {
+            let surplus = excess().min(*held - need);
+            *held -= surplus;
+            self.release(surplus);
+        }
+        excess() == 0
+    }
+
     fn release(&self, less: u64) {
         if less > 0 {
             let before = self.used.fetch_sub(less, Relaxed);
@@ -142,19 +163,17 @@ impl<'a> Reservation<'a> {
 
     /// Makes `held` at least `need`, from the budget if it has the rest, or says which limit stands
     /// in the way. Called under the lock of a shard only (see the head of this file).
+    ///
+    /// Room that was reserved before a limit was lowered is no right to exceed the new one: while a
+    /// limit is exceeded, what is held beyond the need is given back, and if that is not enough the
+    /// limit stands in the way.
     pub(super) fn cover(&mut self, need: Amount) -> Result<(), Shortage> {
-        let missing = need.saturating_sub(self.held);
-        if missing.entries > 0 {
-            if !self.budget.entries.try_reserve(missing.entries) {
-                return Err(Shortage::Entries);
-            }
-            self.held.entries += missing.entries;
+        let Budget { entries, weight } = self.budget;
+        if !entries.cover(&mut self.held.entries, need.entries) {
+            return Err(Shortage::Entries);
         }
-        if missing.weight > 0 {
-            if !self.budget.weight.try_reserve(missing.weight) {
-                return Err(Shortage::Weight);
-            }
-            self.held.weight += missing.weight;
+        if !weight.cover(&mut self.held.weight, need.weight) {
+            return Err(Shortage::Weight);
         }
         Ok(())
     }

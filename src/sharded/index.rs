@@ -135,7 +135,7 @@ mod tests {
     /// hashbrown's own rehash, which scans everything, never runs.
     #[test]
     fn growth_is_in_steps_and_loses_nothing() {
-        let rounds: u32 = if cfg!(miri) { 600 } else { 30_000 };
+        let rounds: u32 = if cfg!(miri) { 300 } else { 30_000 };
         let mut index = Index::default();
         let mut slots: Vec<Option<u32>> = Vec::new();
         let mut growths = 0;
@@ -169,6 +169,6 @@ mod tests {
             }
             assert_eq!(index.find(hash(rounds + round), |_| false), None);
         }
-        assert!(growths > 3, "{growths}");
+        assert!(growths > 2, "{growths}");
     }
 }

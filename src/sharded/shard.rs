@@ -76,11 +76,19 @@ pub(super) trait Patience: Copy {
         Duration::MAX
     }
 
+    /// For a lock that can be done without: at most a millisecond of this patience; `None` is one
+    /// try.
+    fn brief(self) -> Option<Until> {
+        Some(Until::after(BRIEF))
+    }
+
     /// Lets other threads go on, for the `times`-th time.
     fn back_off(self, times: u32) {
         back_off(times);
     }
 }
+
+const BRIEF: Duration = Duration::from_millis(1);
 
 /// As long as it takes.
 #[derive(Debug, Clone, Copy)]
@@ -122,6 +130,10 @@ impl<P: Patience> Patience for Courteous<P> {
     fn given(self) -> Duration {
         self.0.given()
     }
+
+    fn brief(self) -> Option<Until> {
+        self.0.brief()
+    }
 }
 
 /// Not at all.
@@ -143,6 +155,10 @@ impl Patience for Once {
 
     fn given(self) -> Duration {
         Duration::ZERO
+    }
+
+    fn brief(self) -> Option<Until> {
+        None
     }
 }
 
@@ -190,6 +206,10 @@ impl Patience for Until {
 
     fn given(self) -> Duration {
         self.given
+    }
+
+    fn brief(self) -> Option<Until> {
+        Some(Until::after(BRIEF.min(self.remaining())))
     }
 
     /// Never for long: the deadline may be near, and the thread an executor's.

@@ -8,7 +8,7 @@
 //! that left, drop them.
 //!
 //! A shard that holds clearly less than its share is not made to give more: then room is taken from
-//! other shards, one at a time, by `try_write` and with no other lock held, into the same
+//! other shards, one at a time and with no other lock held, into the same
 //! reservation; and the put starts over with it. What a put has freed stays reserved for it, so
 //! each round has more than the one before. Where nothing is left to evict because other writers
 //! hold all the room in their reservations, it gives its own back and waits a little, a bounded
@@ -213,15 +213,7 @@ where
         let at = self.place(&key);
         let weight = self.config.weigher.as_ref().map_or(0, |weigh| weigh(&key, &value));
         let size = self.config.size.as_ref().map_or(weight, |size| size(&key, &value));
-        let max = self.budget.max();
-        let refusal = if max.entries == 0 {
-            Some(ErrorKind::NoCapacity)
-        } else if weight > max.weight {
-            Some(ErrorKind::TooLarge { weight, limit: max.weight })
-        } else {
-            None
-        };
-        if let Some(kind) = refusal {
+        if let Err(kind) = self.can_ever_fit(weight) {
             return Err(InsertError::new(kind, key, value));
         }
 
@@ -279,7 +271,9 @@ where
                 Some(Ok(())) => return Ok(()),
                 Some(Err(need)) => need,
             };
-            freed |= self.take_elsewhere(&mut put, need);
+            // The limits may have been lowered since the put began.
+            self.can_ever_fit(weight)?;
+            freed |= self.take_elsewhere(&mut put, need, patience);
             if freed {
                 continue;
             }
@@ -390,9 +384,15 @@ where
         gone.push((entry.key, entry.value, cause));
     }
 
-    /// With no lock held: takes room from other shards for `need`, trying each once; then also from
-    /// the own one if `desperate`. Says whether anything was freed.
-    fn take_elsewhere(&self, put: &mut Put<'_, K, V>, need: Amount) -> bool {
+    /// With no lock held: takes room from other shards for `need`, and says whether anything was
+    /// freed. Each shard's lock is tried once; if `desperate` it is waited for briefly, as readers
+    /// that follow one another would keep a mere try out for ever.
+    fn take_elsewhere<P: Patience>(
+        &self,
+        put: &mut Put<'_, K, V>,
+        need: Amount,
+        patience: P,
+    ) -> bool {
         let all = self.shards.len();
         let mut freed = false;
         // Starting behind the own shard spreads the load: keys are spread evenly over shards.
@@ -404,8 +404,13 @@ where
                 continue;
             }
             let mut gone = Gone::new();
-            let covered =
-                shard.write(Once, |table| self.make_room(put, shard, table, need, None, &mut gone));
+            let wait = if put.desperate { patience.brief() } else { None };
+            let take =
+                |table: &mut Table<K, V>| self.make_room(put, shard, table, need, None, &mut gone);
+            let covered = match wait {
+                Some(brief) => shard.write(brief, take),
+                None => shard.write(Once, take),
+            };
             freed |= !gone.is_empty();
             self.say_goodbye(gone);
             if covered == Some(true) {
@@ -417,6 +422,18 @@ where
 }
 
 impl<K, V, S> ShardedCache<K, V, S> {
+    /// Whether an entry of this weight could be stored in the empty cache.
+    fn can_ever_fit(&self, weight: u64) -> Result<(), ErrorKind> {
+        let max = self.budget.max();
+        if max.entries == 0 {
+            return Err(ErrorKind::NoCapacity);
+        }
+        if weight > max.weight {
+            return Err(ErrorKind::TooLarge { weight, limit: max.weight });
+        }
+        Ok(())
+    }
+
     /// Whether a shard that holds this much holds about its share, so that it should give what its
     /// own newcomers need. Three quarters of the mean: keys spread over shards unevenly, and a
     /// shard that is merely below the mean is not to send its writers elsewhere.

@@ -120,7 +120,7 @@ mod tests {
         let (mut list, mut links) = (List::default(), Chunked::default());
         let mut model: VecDeque<SlotId> = VecDeque::new();
         let mut state = 1u32;
-        for _ in 0..if cfg!(miri) { 300 } else { 20_000 } {
+        for _ in 0..if cfg!(miri) { 60 } else { 20_000 } {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let id = SlotId::from_bits((state >> 16) % 23);
             match (model.iter().position(|&other| other == id), state >> 30) {
