@@ -291,7 +291,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
         }
     }
 
-    /// Gives back the room of an entry that has left its shard.
+    /// Gives back the room of an entry that has left its shard. Still under the lock: a writer that
+    /// comes next must not evict for want of room that nobody holds.
     fn release(&self, entry: &Entry<K, V>) {
         self.budget.release(Amount::one(entry.weight));
     }

@@ -290,11 +290,11 @@ where
                 return Some(value);
             }
             expired = table.take(id, Leave::Other);
+            expired.iter().for_each(|entry| self.release(entry));
             at.shard.counters.expired.count();
             None
         });
         if let Some(entry) = expired {
-            self.release(&entry);
             let mut gone = Gone::new();
             gone.push((entry.key, entry.value, RemovalCause::Expired));
             self.say_goodbye(gone);

@@ -55,8 +55,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
                 freed += Amount::one(entry.weight);
                 gone.push((entry.key, entry.value, RemovalCause::Expired));
             }
+            self.budget.release(freed);
         })?;
-        self.budget.release(freed);
         let removed = gone.len();
         self.say_goodbye(gone);
         Some(removed)
@@ -99,9 +99,9 @@ impl<K, V, S> ShardedCache<K, V, S> {
                         };
                         gone.push((entry.key, entry.value, cause));
                     }
+                    self.budget.release(freed);
                     until < table.slots()
                 });
-                self.budget.release(freed);
                 removed += gone.len();
                 self.say_goodbye(gone);
                 from += BITE;
@@ -135,9 +135,9 @@ impl<K, V, S> ShardedCache<K, V, S> {
     fn clear_shard<P: Patience>(&self, shard: &Shard<K, V>, patience: P) -> Option<()> {
         let old = shard.write(patience, |table| {
             shard.counters.removals.add(table.held().entries);
+            self.budget.release(table.held());
             table.replace_all(self.config.policy, self.config.pressure)
         })?;
-        self.budget.release(old.held());
         if let Some(listener) = &self.config.listener {
             for entry in old.into_entries() {
                 listener(&entry.key, &entry.value, RemovalCause::Removed);
@@ -237,8 +237,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
                         let cause = self.count_departure(shard, verdict, shortage);
                         gone.push((entry.key, entry.value, cause));
                     }
+                    self.budget.release(freed);
                 });
-                self.budget.release(freed);
                 evicted += gone.len();
                 self.say_goodbye(gone);
                 if self.budget.excess() != Some(shortage) {

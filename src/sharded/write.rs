@@ -157,13 +157,13 @@ where
         let entry = at.shard.write(patience, |table| {
             let entry = table.find(at.hash, key).map(|(id, _)| id);
             let entry = entry.and_then(|id| table.take(id, Leave::Other))?;
+            self.release(&entry);
             let alive = entry.expiry.is_alive_at(now);
             let counters = &at.shard.counters;
             if alive { &counters.removals } else { &counters.expired }.count();
             Some((entry, alive))
         });
         let Some((entry, alive)) = entry? else { return Some(None) };
-        self.release(&entry);
         let cause = if alive { RemovalCause::Removed } else { RemovalCause::Expired };
         if let Some(listener) = &self.config.listener {
             listener(&entry.key, &entry.value, cause);
@@ -257,10 +257,6 @@ where
                 .at
                 .shard
                 .write(patience, |table| self.try_here(&mut put, table, newcomer, &mut gone));
-            if attempt == Some(Ok(())) {
-                // A listener may put something into what is left.
-                put.reservation.release();
-            }
             let mut freed = !gone.is_empty();
             self.say_goodbye(gone);
             let need = match attempt {
@@ -344,6 +340,9 @@ where
                 put.reservation.spend(Amount { entries: 0, weight });
             }
         }
+        // Under the lock still, and before the listener is called: what is left belongs to whoever
+        // comes next.
+        put.reservation.release();
         Ok(())
     }
 
