@@ -182,6 +182,7 @@ impl<S> EmbeddingCache<S> {
                 tokio::task::yield_now().await;
             }
         }
+        cleanup.end();
         removed
     }
 
@@ -193,10 +194,12 @@ impl<S> EmbeddingCache<S> {
     /// Dropped at an `.await`, it has emptied some of the shards.
     pub async fn clear(&self) {
         let Inner { core, waiters, .. } = &*self.inner;
+        let mut farewell = core.farewell();
         for shard in 0..core.shards() {
-            waiters.until(None, |slice| core.clear_slice(shard, slice)).await;
+            waiters.until(None, |slice| core.clear_slice(shard, &mut farewell, slice)).await;
             tokio::task::yield_now().await;
         }
+        farewell.end();
     }
 
     /// Keeps the live entries for which `keep` holds, removes the others, and returns how many it

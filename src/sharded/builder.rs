@@ -153,8 +153,8 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
 
     /// Is told of every entry that leaves or is replaced, and why. Called outside the locks, on the
     /// thread whose operation made the entry leave, so it may use the cache; it should be quick.
-    /// If it panics, that operation panics after having done its work, and the other entries that
-    /// left with it are dropped without a call.
+    /// If it panics, that operation does the rest of its work without calling it again, and then
+    /// panics.
     pub fn eviction_listener(
         mut self,
         listener: impl Fn(&K, &V, RemovalCause) + Send + Sync + 'static,

@@ -62,14 +62,14 @@ impl<T> Chunked<T> {
         let id = SlotId(self.len() as u32);
         debug_assert_ne!(id, SlotId::NONE);
         if self.chunks.last().is_none_or(|last| last.len() == CHUNK) {
-            // Small caches have many shards with few entries each, so the first chunk grows in
-            // small steps; with 256 entries and more a whole chunk at once wastes little.
-            let capacity = if self.chunks.is_empty() { 4 } else { CHUNK };
-            self.chunks.push(Vec::with_capacity(capacity));
+            self.chunks.push(Vec::new());
         }
+        // A chunk grows in steps of an eighth of all there is: a shard of a few hundred entries
+        // would waste much of a whole one.
+        let step = (self.len() / 8).max(4);
         let last = self.chunks.last_mut().expect("a chunk was just made");
         if last.len() == last.capacity() {
-            last.reserve_exact((last.len() / 4).clamp(4, CHUNK - last.len()));
+            last.reserve_exact(step.min(CHUNK - last.len()));
         }
         last.push(item);
         id
@@ -124,13 +124,13 @@ mod tests {
     }
 
     #[test]
-    fn a_chunk_that_is_filling_wastes_at_most_a_quarter() {
+    fn the_room_for_more_is_an_eighth_at_most() {
         let mut chunked = Chunked::default();
         for i in 0..10 * CHUNK {
             chunked.push(i);
-            let first = &chunked.chunks[0];
-            assert!(first.capacity() <= CHUNK);
-            assert!(first.capacity() <= first.len() + first.len() / 4 + 4);
+            let capacity: usize = chunked.chunks.iter().map(Vec::capacity).sum();
+            assert!(chunked.chunks.iter().all(|chunk| chunk.capacity() <= CHUNK));
+            assert!(capacity <= chunked.len() + chunked.len() / 8 + 4);
         }
     }
 }

@@ -10,6 +10,7 @@ mod builder;
 mod chunked;
 mod clock;
 mod expiry;
+mod farewell;
 mod index;
 mod policy;
 mod read;
@@ -25,7 +26,6 @@ use std::hash::{BuildHasher, Hash};
 use std::time::Duration;
 
 use chrono::{DateTime, TimeDelta, Utc};
-use smallvec::SmallVec;
 
 use crate::hasher::DefaultHashBuilder;
 use crate::stats::CacheStats;
@@ -42,6 +42,7 @@ pub(crate) use sweep::Step;
 use budget::{Amount, Budget};
 use builder::{Listener, Measure};
 use clock::{Stamp, Time};
+use farewell::Farewell;
 use index::SlotHash;
 use shard::{Shard, Unlimited};
 use table::Entry;
@@ -146,10 +147,6 @@ struct Config<K, V> {
     listener: Option<Listener<K, V>>,
     time: Time,
 }
-
-/// Entries that have left a shard, on their way to the listener and to being dropped, outside the
-/// lock. Usually one.
-type Gone<K, V> = SmallVec<[(K, V, RemovalCause); 1]>;
 
 /// Where a key belongs.
 struct Place<'a, K, V> {
@@ -282,13 +279,9 @@ impl<K, V, S> ShardedCache<K, V, S> {
         if self.may_expire.load(Relaxed) { self.config.time.coarse() } else { Stamp::ZERO }
     }
 
-    /// Tells the listener of what has left, and drops it. Outside the locks.
-    fn say_goodbye(&self, gone: Gone<K, V>) {
-        if let Some(listener) = &self.config.listener {
-            for (key, value, cause) in &gone {
-                listener(key, value, *cause);
-            }
-        }
+    /// For what leaves in one operation.
+    pub(crate) fn farewell(&self) -> Farewell<'_, K, V> {
+        Farewell::new(self.config.listener.as_ref())
     }
 
     /// Gives back the room of an entry that has left its shard. Still under the lock: a writer that

@@ -14,7 +14,7 @@ use super::policy::{HitNote, Leave};
 use super::shard::{Once, Patience, Unlimited, Until};
 use super::table::Entry;
 use super::tally::Outcome;
-use super::{EntryInfo, Gone, Place, RemovalCause, ShardedCache};
+use super::{EntryInfo, Place, RemovalCause, ShardedCache};
 
 /// Keys of a batch that are looked up together; see [`ShardedCache::get_many`].
 const GROUP: usize = 16;
@@ -294,21 +294,15 @@ where
             at.shard.counters.expired.count();
             None
         });
+        let value = refreshed.flatten();
+        let outcome = if value.is_some() { Outcome::Hit } else { Outcome::Miss };
+        self.tally.count(at.number, outcome);
         if let Some(entry) = expired {
-            let mut gone = Gone::new();
-            gone.push((entry.key, entry.value, RemovalCause::Expired));
-            self.say_goodbye(gone);
+            let mut farewell = self.farewell();
+            farewell.tell(&entry.key, &entry.value, RemovalCause::Expired);
+            farewell.end();
         }
-        match refreshed.flatten() {
-            Some(value) => {
-                self.tally.count(at.number, Outcome::Hit);
-                Some(value)
-            }
-            None => {
-                self.tally.count(at.number, Outcome::Miss);
-                None
-            }
-        }
+        value
     }
 
     /// Looks at a live entry under the read lock without counting anything.

@@ -7,9 +7,10 @@ use crate::error::{CacheError, ErrorKind};
 
 use super::budget::{Amount, Shortage};
 use super::clock::Stamp;
+use super::farewell::{Farewell, Gone};
 use super::policy::Leave;
 use super::shard::{Courteous, Once, Patience, Shard, Unlimited, Until};
-use super::{Gone, RemovalCause, ShardedCache};
+use super::{RemovalCause, ShardedCache};
 
 /// Entries looked at or removed under one lock hold at most.
 const BITE: usize = 64;
@@ -29,12 +30,14 @@ impl<K, V, S> ShardedCache<K, V, S> {
         while let Step::Removed(bite) = cleanup.step(Unlimited) {
             removed += bite;
         }
+        cleanup.end();
         removed
     }
 
     /// Starts a [`cleanup_expired`](Self::cleanup_expired) that the caller takes step by step.
     pub(crate) fn start_cleanup(&self) -> Cleanup<'_, K, V, S> {
-        Cleanup { cache: self, now: self.config.time.now(), shard: 0, bites: None }
+        let (now, farewell) = (self.config.time.now(), self.farewell());
+        Cleanup { cache: self, now, farewell, shard: 0, bites: None }
     }
 
     /// Removes at most [`BITE`] expired entries under one lock hold, and says how many; `None` if
@@ -43,6 +46,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
         &self,
         shard: &Shard<K, V>,
         now: Stamp,
+        farewell: &mut Farewell<'_, K, V>,
         patience: P,
     ) -> Option<usize> {
         let mut gone = Gone::new();
@@ -58,7 +62,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
             self.budget.release(freed);
         })?;
         let removed = gone.len();
-        self.say_goodbye(gone);
+        farewell.say(gone);
         Some(removed)
     }
 
@@ -72,6 +76,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
     pub fn retain(&self, mut keep: impl FnMut(&K, &V) -> bool) -> usize {
         let now = self.now_for_reading();
         let mut removed = 0;
+        let mut farewell = self.farewell();
         for shard in &self.shards {
             let mut from = 0;
             loop {
@@ -103,13 +108,14 @@ impl<K, V, S> ShardedCache<K, V, S> {
                     until < table.slots()
                 });
                 removed += gone.len();
-                self.say_goodbye(gone);
+                farewell.say(gone);
                 from += BITE;
                 if more != Some(true) {
                     break;
                 }
             }
         }
+        farewell.end();
         removed
     }
 
@@ -117,30 +123,42 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// entries are dropped, and the listener called, afterwards. Memory for slots and index is
     /// given back. Entries inserted while it runs may stay.
     pub fn clear(&self) {
+        let mut farewell = self.farewell();
         for shard in &self.shards {
-            self.clear_shard(shard, Unlimited);
+            self.clear_shard(shard, &mut farewell, Unlimited);
         }
+        farewell.end();
     }
 
     /// Empties one shard; waits at most `wait` for its lock, zero tries once. Says whether it was
     /// had.
-    pub(crate) fn clear_slice(&self, shard: usize, wait: Duration) -> Option<()> {
+    pub(crate) fn clear_slice(
+        &self,
+        shard: usize,
+        farewell: &mut Farewell<'_, K, V>,
+        wait: Duration,
+    ) -> Option<()> {
         let shard = &self.shards[shard];
         match wait {
-            Duration::ZERO => self.clear_shard(shard, Once),
-            wait => self.clear_shard(shard, Until::after(wait)),
+            Duration::ZERO => self.clear_shard(shard, farewell, Once),
+            wait => self.clear_shard(shard, farewell, Until::after(wait)),
         }
     }
 
-    fn clear_shard<P: Patience>(&self, shard: &Shard<K, V>, patience: P) -> Option<()> {
+    fn clear_shard<P: Patience>(
+        &self,
+        shard: &Shard<K, V>,
+        farewell: &mut Farewell<'_, K, V>,
+        patience: P,
+    ) -> Option<()> {
         let old = shard.write(patience, |table| {
             shard.counters.removals.add(table.held().entries);
             self.budget.release(table.held());
             table.replace_all(self.config.policy, self.config.pressure)
         })?;
-        if let Some(listener) = &self.config.listener {
+        if farewell.is_heard() {
             for entry in old.into_entries() {
-                listener(&entry.key, &entry.value, RemovalCause::Removed);
+                farewell.tell(&entry.key, &entry.value, RemovalCause::Removed);
             }
         }
         Some(())
@@ -219,6 +237,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
             shard.write(Unlimited, |_| ());
         }
         let now = self.config.time.now();
+        let mut farewell = self.farewell();
         let mut evicted = 0;
         let mut waits = 0;
         while let Some(shortage) = self.budget.excess() {
@@ -240,7 +259,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
                     self.budget.release(freed);
                 });
                 evicted += gone.len();
-                self.say_goodbye(gone);
+                farewell.say(gone);
                 if self.budget.excess() != Some(shortage) {
                     break;
                 }
@@ -253,6 +272,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
                 crate::sync::back_off(waits);
             }
         }
+        farewell.end();
         evicted
     }
 
@@ -294,6 +314,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
 pub(crate) struct Cleanup<'a, K, V, S> {
     cache: &'a ShardedCache<K, V, S>,
     now: Stamp,
+    farewell: Farewell<'a, K, V>,
     shard: usize,
     /// Steps left for this shard: as many as it could need when it was come to, should others keep
     /// adding expired entries. `None` before that.
@@ -324,9 +345,9 @@ impl<K, V, S> Cleanup<'_, K, V, S> {
             if let Some(_guard) = shard.cleanup.try_lock() {
                 let most = shard.counters.held().entries as usize / BITE + 1;
                 let left = self.bites.unwrap_or(most) - 1;
-                let Some(removed) = self.cache.remove_expired(shard, self.now, patience) else {
-                    return Step::Locked;
-                };
+                let farewell = &mut self.farewell;
+                let bite = self.cache.remove_expired(shard, self.now, farewell, patience);
+                let Some(removed) = bite else { return Step::Locked };
                 self.bites = Some(left);
                 if removed < BITE || left == 0 {
                     self.next_shard();
@@ -337,6 +358,11 @@ impl<K, V, S> Cleanup<'_, K, V, S> {
             self.next_shard();
         }
         Step::Done
+    }
+
+    /// When all is done: goes on with the panic of the listener, if there was one.
+    pub(crate) fn end(self) {
+        self.farewell.end();
     }
 
     fn next_shard(&mut self) {

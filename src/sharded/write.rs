@@ -27,10 +27,11 @@ use crate::sync::atomic::Ordering::Relaxed;
 use super::budget::{Amount, Reservation, Shortage};
 use super::clock::Stamp;
 use super::expiry::Life;
+use super::farewell::{Farewell, Gone};
 use super::policy::Leave;
 use super::shard::{Once, Patience, Shard, Unlimited, Until};
 use super::table::{Entry, Newcomer, Table, Verdict};
-use super::{Gone, Place, RemovalCause, ShardedCache};
+use super::{Place, RemovalCause, ShardedCache};
 
 /// Entries that leave under one lock hold at most.
 const BITE: usize = 64;
@@ -43,6 +44,7 @@ struct Put<'a, K, V> {
     at: Place<'a, K, V>,
     now: Stamp,
     reservation: Reservation<'a>,
+    farewell: Farewell<'a, K, V>,
     /// Whether shards that hold less than their share must give as well.
     desperate: bool,
 }
@@ -165,9 +167,9 @@ where
         });
         let Some((entry, alive)) = entry? else { return Some(None) };
         let cause = if alive { RemovalCause::Removed } else { RemovalCause::Expired };
-        if let Some(listener) = &self.config.listener {
-            listener(&entry.key, &entry.value, cause);
-        }
+        let mut farewell = self.farewell();
+        farewell.tell(&entry.key, &entry.value, cause);
+        farewell.end();
         Some(alive.then_some(entry.value))
     }
 
@@ -231,8 +233,18 @@ where
             now,
             written: u32::try_from(now.since(self.created.0).as_secs()).unwrap_or(u32::MAX),
         });
-        let put = Put { at, now, reservation: Reservation::new(&self.budget), desperate: false };
-        match (self.carry_out(put, &mut newcomer, patience), newcomer) {
+        let mut put = Put {
+            at,
+            now,
+            reservation: Reservation::new(&self.budget),
+            farewell: self.farewell(),
+            desperate: false,
+        };
+        let outcome = self.carry_out(&mut put, &mut newcomer, patience);
+        let Put { reservation, farewell, .. } = put;
+        drop(reservation);
+        farewell.end();
+        match (outcome, newcomer) {
             (Ok(()), _) | (Err(_), None) => Ok(()),
             (Err(kind), Some(Newcomer { key, value, .. })) => {
                 Err(InsertError::new(kind, key, value))
@@ -243,7 +255,7 @@ where
     /// Takes `newcomer` into its shard, round after round until there is room.
     fn carry_out<P: Patience>(
         &self,
-        mut put: Put<'_, K, V>,
+        put: &mut Put<'_, K, V>,
         newcomer: &mut Option<Newcomer<K, V>>,
         patience: P,
     ) -> Result<(), ErrorKind> {
@@ -256,9 +268,9 @@ where
             let attempt = put
                 .at
                 .shard
-                .write(patience, |table| self.try_here(&mut put, table, newcomer, &mut gone));
+                .write(patience, |table| self.try_here(put, table, newcomer, &mut gone));
             let mut freed = !gone.is_empty();
-            self.say_goodbye(gone);
+            put.farewell.say(gone);
             let need = match attempt {
                 None => {
                     let waited = patience.given();
@@ -269,7 +281,7 @@ where
             };
             // The limits may have been lowered since the put began.
             self.can_ever_fit(weight)?;
-            freed |= self.take_elsewhere(&mut put, need, patience);
+            freed |= self.take_elsewhere(put, need, patience);
             if freed {
                 continue;
             }
@@ -411,7 +423,7 @@ where
                 None => shard.write(Once, take),
             };
             freed |= !gone.is_empty();
-            self.say_goodbye(gone);
+            put.farewell.say(gone);
             if covered == Some(true) {
                 return true;
             }
