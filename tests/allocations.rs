@@ -1,0 +1,253 @@
+//! What is allocated, counted by the allocator: nothing on a hit, one block for a batch, a small
+//! fixed number for a put.
+//!
+//! The allocator counts each thread by itself, so tests that run at the same time do not disturb
+//! each other, and what other threads do to memory in the meantime is not seen.
+
+mod support;
+
+use std::future::Future;
+use std::pin::pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use allocation_counter::{AllocationInfo, measure};
+use embedding_cache::{
+    CacheKey, EmbeddingCache, EmbeddingVector, EvictionPolicy, MemoryPressure, ShardedCache,
+};
+use support::{POLICIES, PRESSURES, key};
+
+/// Entries in a full cache: enough for several shards where those are not set.
+const ENTRIES: usize = 2000;
+
+/// An hour, or for ever.
+const LIVES: [Option<Duration>; 2] = [None, Some(Duration::from_secs(3600))];
+
+type Cache = ShardedCache<String, Arc<[f32]>>;
+
+fn name(i: usize) -> String {
+    format!("text number {i}")
+}
+
+/// A thread's first get in a cache makes the counters in which this thread counts there.
+fn warm_up<T>(get: impl FnOnce() -> Option<T>) {
+    assert!(get().is_none());
+}
+
+/// A full cache.
+fn full(policy: EvictionPolicy, time_to_live: Option<Duration>) -> Cache {
+    let mut builder = Cache::builder().max_entries(ENTRIES).eviction(policy);
+    if let Some(life) = time_to_live {
+        builder = builder.time_to_live(life);
+    }
+    let cache = builder.build().unwrap();
+    for i in 0..ENTRIES {
+        cache.insert(name(i), Arc::from([i as f32; 8])).unwrap();
+    }
+    assert_eq!(cache.len(), ENTRIES);
+    warm_up(|| cache.get(""));
+    cache
+}
+
+/// A full cache that has also seen so many evictions that all its parts have their lasting size.
+fn steady(
+    policy: EvictionPolicy,
+    pressure: MemoryPressure,
+    time_to_live: Option<Duration>,
+) -> EmbeddingCache {
+    let mut builder =
+        EmbeddingCache::builder().max_entries(ENTRIES).eviction(policy).memory_pressure(pressure);
+    if let Some(life) = time_to_live {
+        builder = builder.time_to_live(life);
+    }
+    let cache = builder.build().unwrap();
+    for i in 0..4 * ENTRIES {
+        cache.put_blocking(key(i), vec![i as f32; 8]).unwrap();
+    }
+    assert_eq!(cache.info().size, ENTRIES);
+    warm_up(|| cache.get_blocking(&CacheKey::new("", "")));
+    cache
+}
+
+/// The answer of a future that has it at once, without a runtime that might allocate for it.
+fn ready<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(answer) => answer,
+        Poll::Pending => panic!("had to wait for a lock that nobody else uses"),
+    }
+}
+
+/// Runs `operation` a thousand times, so that a rare path is taken too, and fails if any of them
+/// allocated or freed anything.
+#[track_caller]
+fn assert_allocates_nothing(what: &str, mut operation: impl FnMut(usize)) {
+    let counted = measure(|| (0..1000).for_each(&mut operation));
+    assert_eq!(counted, AllocationInfo::default(), "{what}");
+}
+
+/// Calls `test` with every full cache there is.
+fn for_each_cache(test: impl Fn(&str, &Cache)) {
+    for policy in POLICIES {
+        for life in LIVES {
+            test(&format!("{policy:?}, time-to-live {life:?}"), &full(policy, life));
+        }
+    }
+}
+
+#[test]
+fn the_counter_counts() {
+    let counted = measure(|| drop(std::hint::black_box(vec![0u8; 10])));
+    assert_eq!((counted.count_total, counted.count_current, counted.bytes_total), (1, 0, 10));
+    let kept = std::hint::black_box(vec![0u8; 10]);
+    assert_eq!(measure(|| drop(kept)).count_current, -1);
+}
+
+#[test]
+fn a_hit_allocates_and_frees_nothing() {
+    for_each_cache(|which, cache| {
+        let names: Vec<String> = (0..100).map(name).collect();
+        let name = |i: usize| names[i % names.len()].as_str();
+        assert_allocates_nothing(which, |i| assert!(cache.get(name(i)).is_some()));
+        assert_allocates_nothing(which, |i| {
+            let got = cache.try_get_for(name(i), Duration::from_millis(5));
+            assert!(matches!(got, Ok(Some(_))));
+        });
+        assert_allocates_nothing(which, |i| assert!(cache.peek(name(i)).is_some()));
+        assert_allocates_nothing(which, |i| assert!(cache.contains_key(name(i))));
+        assert_allocates_nothing(which, |i| assert!(cache.entry_info(name(i)).is_some()));
+        assert!(cache.stats().hits >= 2000);
+    });
+}
+
+#[test]
+fn a_miss_allocates_and_frees_nothing() {
+    for_each_cache(|which, cache| {
+        assert_allocates_nothing(which, |_| assert!(cache.get("unknown").is_none()));
+        assert_allocates_nothing(which, |_| assert!(cache.peek("unknown").is_none()));
+        assert_allocates_nothing(which, |_| assert!(!cache.contains_key("unknown")));
+        assert_allocates_nothing(which, |_| assert!(cache.remove("unknown").is_none()));
+        assert_eq!(cache.stats().misses, 1001);
+    });
+}
+
+#[test]
+fn an_async_hit_or_miss_allocates_and_frees_nothing() {
+    for policy in POLICIES {
+        for life in LIVES {
+            let cache = steady(policy, MemoryPressure::PolicyOrder, life);
+            let held: Vec<CacheKey> =
+                (0..4 * ENTRIES).map(key).filter(|key| ready(cache.get(key)).is_some()).collect();
+            assert_eq!(held.len(), ENTRIES);
+            let unknown = CacheKey::new("00", "unknown").with_chunk("1");
+            let which = format!("{policy:?}, time-to-live {life:?}");
+            let held = |i: usize| &held[i % held.len()];
+
+            assert_allocates_nothing(&which, |i| assert!(ready(cache.get(held(i))).is_some()));
+            assert_allocates_nothing(&which, |i| {
+                assert!(matches!(ready(cache.get_with_timeout(held(i), 5)), Ok(Some(_))));
+            });
+            assert_allocates_nothing(&which, |i| assert!(cache.get_blocking(held(i)).is_some()));
+            assert_allocates_nothing(&which, |_| assert!(ready(cache.get(&unknown)).is_none()));
+            assert_allocates_nothing(&which, |_| {
+                assert!(matches!(ready(cache.get_with_timeout(&unknown, 5)), Ok(None)));
+            });
+            assert_allocates_nothing(&which, |_| assert!(cache.get_blocking(&unknown).is_none()));
+        }
+    }
+}
+
+#[test]
+fn looking_at_the_state_allocates_nothing() {
+    let cache = steady(EvictionPolicy::Lru, MemoryPressure::LargestFirst, None);
+    assert_allocates_nothing("size", |_| assert_eq!(ready(cache.size()), ENTRIES));
+    assert_allocates_nothing("stats", |_| assert_ne!(cache.stats().insertions, 0));
+    assert_allocates_nothing("info", |_| assert_ne!(cache.info().memory_bytes, 0));
+    assert_allocates_nothing("clone", |_| drop(cache.clone()));
+}
+
+#[test]
+fn a_batch_allocates_its_result_only() {
+    for_each_cache(|which, cache| {
+        // The second half of the names is not there.
+        for (what, first) in [("hits", 0), ("both", ENTRIES - 8), ("misses", ENTRIES)] {
+            for size in [1, 16, 17, 64, 100] {
+                let names: Vec<String> = (first..first + size).map(name).collect();
+                let mut values = Vec::new();
+                let counted = measure(|| {
+                    values = cache.get_many(names.iter().map(String::as_str));
+                });
+                assert_eq!(values.len(), size);
+                let bytes = (size * size_of::<Option<Arc<[f32]>>>()) as u64;
+                assert_eq!(
+                    (counted.count_total, counted.count_current, counted.bytes_total),
+                    (1, 1, bytes),
+                    "{which}, {what}, {size} keys"
+                );
+            }
+        }
+        let none = measure(|| assert!(cache.get_many::<str>([]).is_empty()));
+        assert_eq!(none, AllocationInfo::default());
+    });
+}
+
+/// With a key and a vector that were made before.
+#[test]
+fn a_put_into_a_full_cache_allocates_its_stored_key_and_seldom_more() {
+    for policy in POLICIES {
+        for pressure in PRESSURES {
+            for life in LIVES {
+                let cache = steady(policy, pressure, life);
+                let puts: Vec<u64> = (4 * ENTRIES..8 * ENTRIES)
+                    .map(|i| {
+                        let (key, vector) = (key(i), EmbeddingVector::from([i as f32; 8]));
+                        measure(|| ready(cache.put(key, vector)).unwrap()).count_total
+                    })
+                    .collect();
+                let which = format!("{policy:?}, {pressure:?}, time-to-live {life:?}");
+                // One block for the stored key. Seldom a new index, to be rid of tombstones, or a
+                // ghost queue of another length. Shards do not hold quite the same number all the
+                // time, so now and then one grows: a block for the slots, and one for each array
+                // beside them, which are at most five.
+                let most = puts.iter().max();
+                assert!(puts.iter().all(|&count| (1..=8).contains(&count)), "{which}: {most:?}");
+                let all: u64 = puts.iter().sum();
+                assert!(all <= puts.len() as u64 * 102 / 100, "{which}: {all} in {}", puts.len());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_put_that_replaces_allocates_its_stored_key_and_copies_only_a_vec() {
+    for policy in POLICIES {
+        for pressure in PRESSURES {
+            let cache = steady(policy, pressure, Some(Duration::from_secs(60)));
+            let key = key(4 * ENTRIES);
+            ready(cache.put(key.clone(), [0.5; 8])).unwrap();
+            for i in 0..1000 {
+                let (key, vector) = (key.clone(), EmbeddingVector::from([i as f32; 8]));
+                let counted = measure(|| ready(cache.put(key, vector)).unwrap());
+                assert_eq!(counted.count_total, 1, "{policy:?}, {pressure:?}");
+            }
+            let (key, vec) = (key.clone(), vec![0.5; 8]);
+            let counted = measure(|| ready(cache.put(key, vec)).unwrap());
+            assert_eq!(counted.count_total, 2, "{policy:?}, {pressure:?}");
+        }
+    }
+}
+
+#[test]
+fn the_first_get_of_a_thread_allocates_its_counters_and_no_other_does() {
+    let cache = full(EvictionPolicy::S3Fifo, None);
+    let known = name(7);
+    std::thread::scope(|scope| {
+        for _ in 0..3 {
+            scope.spawn(|| {
+                let first = measure(|| assert!(cache.get(known.as_str()).is_some()));
+                assert!(first.count_total <= 1, "{first:?}");
+                assert_allocates_nothing("later", |_| assert!(cache.get("unknown").is_none()));
+            });
+        }
+    });
+}
