@@ -97,6 +97,13 @@ impl EmbeddingCache {
     /// 292 years: never), `memory_limit_mb` is in MiB. With 0 entries or 0 MiB every put is
     /// refused. Huge values mean "no limit" and never overflow. For everything else there is
     /// [`builder`](Self::builder).
+    ///
+    /// ```
+    /// # use embedding_cache::EmbeddingCache;
+    /// let cache = EmbeddingCache::new(10_000, 3600, 256);
+    /// let info = cache.info();
+    /// assert_eq!((info.max_size, info.memory_limit_bytes), (10_000, 256 << 20));
+    /// ```
     #[must_use]
     pub fn new(max_size: usize, ttl_seconds: u64, memory_limit_mb: usize) -> Self {
         let longest = crate::sharded::LONGEST_TIME_TO_LIVE;
@@ -129,12 +136,36 @@ impl<S> EmbeddingCache<S> {
     }
 
     /// The counts. `O(shards)`, no lock.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.get(&key).await;
+    /// assert_eq!((cache.stats().hits, cache.stats().misses), (0, 1));
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn stats(&self) -> CacheStats {
         self.inner.core.stats()
     }
 
     /// How full the cache is, its limits and its counts. `O(shards)`, no lock.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.put(key, [0.6, 0.8]).await?;
+    /// let info = cache.info();
+    /// assert_eq!(info.size, 1);
+    /// assert!(info.memory_bytes > 8 && info.memory_bytes < info.memory_limit_bytes);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn info(&self) -> CacheInfo {
         let core = &self.inner.core;
@@ -166,6 +197,17 @@ impl<S> EmbeddingCache<S> {
     /// # Cancel safety
     ///
     /// Dropped at an `.await`, it has removed some of the expired entries.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 0, 10); // expired at once
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.put(key, [0.6, 0.8]).await?;
+    /// assert_eq!(cache.cleanup_expired_safe().await, 1);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn cleanup_expired_safe(&self) -> usize {
         let Inner { core, waiters, .. } = &*self.inner;
         let mut cleanup = core.start_cleanup();
@@ -193,6 +235,18 @@ impl<S> EmbeddingCache<S> {
     /// # Cancel safety
     ///
     /// Dropped at an `.await`, it has emptied some of the shards.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.put(key, [0.6, 0.8]).await?;
+    /// cache.clear().await;
+    /// assert_eq!(cache.size().await, 0);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn clear(&self) {
         let Inner { core, waiters, .. } = &*self.inner;
         let mut farewell = core.farewell();
@@ -209,6 +263,17 @@ impl<S> EmbeddingCache<S> {
     /// **`keep` runs under the write lock of a shard**, for up to 64 entries a lock hold. Not
     /// async: goes through everything, so on a large cache call it from
     /// [`spawn_blocking`](tokio::task::spawn_blocking). Allocates a key for each entry.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// cache.put(CacheKey::new("9f86d081", "old-model"), [0.6, 0.8]).await?;
+    /// cache.put(CacheKey::new("9f86d081", "new-model"), [1.0, 0.0]).await?;
+    /// assert_eq!(cache.retain(|key, _| key.model_version != "old-model"), 1);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub fn retain(&self, mut keep: impl FnMut(&CacheKey, &EmbeddingVector) -> bool) -> usize {
         self.inner.core.retain(|key, vector| keep(&key.to_cache_key(), vector))
     }
@@ -250,6 +315,19 @@ impl<S: BuildHasher> EmbeddingCache<S> {
     /// # Cancel safety
     ///
     /// Dropped at an `.await`, it has stored nothing; the vector is dropped with it.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.put(key.clone(), vec![0.6, 0.8]).await?;
+    /// let refused = cache.put(key, [f32::NAN]).await.unwrap_err();
+    /// assert!(refused.is_invalid_vector());
+    /// assert_eq!(refused.to_string(), "component 0 of 1 is NaN; the cache takes finite vectors only");
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn put(
         &self,
         key: CacheKey,
@@ -268,6 +346,16 @@ impl<S: BuildHasher> EmbeddingCache<S> {
     /// # Cancel safety
     ///
     /// Dropped at an `.await`, it has changed nothing.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// assert_eq!(cache.get_with_timeout(&key, 5).await?, None);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn get_with_timeout(
         &self,
         key: &CacheKey,
@@ -296,6 +384,20 @@ impl<S: BuildHasher> EmbeddingCache<S> {
     /// # Cancel safety
     ///
     /// Dropped at an `.await`, it has stored nothing; the vector is dropped with it.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// match cache.put_with_timeout(key, [0.6, 0.8], 5).await {
+    ///     Ok(()) => {}
+    ///     Err(error) if error.is_timeout() => drop(error.into_vector()), // not stored; here it is
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn put_with_timeout(
         &self,
         key: CacheKey,
@@ -311,6 +413,18 @@ impl<S: BuildHasher> EmbeddingCache<S> {
     /// # Cancel safety
     ///
     /// Dropped at an `.await`, it has removed nothing.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.put(key.clone(), [0.6, 0.8]).await?;
+    /// assert_eq!(cache.remove(&key).await.unwrap(), [0.6, 0.8]);
+    /// assert_eq!(cache.get(&key).await, None);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn remove(&self, key: &CacheKey) -> Option<EmbeddingVector> {
         let Inner { core, waiters, .. } = &*self.inner;
         let probe = Probe::from(key);
@@ -318,6 +432,15 @@ impl<S: BuildHasher> EmbeddingCache<S> {
     }
 
     /// [`get`](Self::get) for threads outside an async runtime: waits for the lock.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.put_blocking(key.clone(), [0.6, 0.8])?;
+    /// assert_eq!(cache.get_blocking(&key).unwrap(), [0.6, 0.8]);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
     #[must_use]
     pub fn get_blocking(&self, key: &CacheKey) -> Option<EmbeddingVector> {
         self.inner.core.get(&Probe::from(key))

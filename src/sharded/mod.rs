@@ -166,6 +166,17 @@ impl<K, V> Copy for Place<'_, K, V> {}
 
 impl<K, V> ShardedCache<K, V> {
     /// Starts to configure a cache.
+    ///
+    /// ```
+    /// # use embedding_cache::{EvictionPolicy, ShardedCache};
+    /// let cache = ShardedCache::<u64, u64>::builder()
+    ///     .max_entries(1000)
+    ///     .shards(4)
+    ///     .eviction(EvictionPolicy::Lru)
+    ///     .build()?;
+    /// assert_eq!((cache.shards(), cache.max_entries()), (4, 1000));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn builder() -> ShardedCacheBuilder<K, V> {
         ShardedCacheBuilder::default()
     }
@@ -195,6 +206,14 @@ impl<K, V, S> ShardedCache<K, V, S> {
     ///
     /// An insert that is under way is counted from when its room is reserved, so this is never over
     /// the limit and may be ahead of what a `get` finds.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert("a".to_string(), 1)?;
+    /// assert_eq!(cache.len(), 1);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn len(&self) -> usize {
         self.budget.used().entries as usize
     }

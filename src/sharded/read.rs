@@ -38,6 +38,15 @@ where
     /// [`Equivalent`]) that hashes as `K` does. The read lock of one shard; `O(1)`; allocates
     /// nothing that `V::clone` does not. An entry seen expired is removed under the write lock,
     /// unless another thread has refreshed it in between.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert("a".to_string(), 1)?;
+    /// assert_eq!(cache.get("a"), Some(1));
+    /// assert_eq!(cache.get("b"), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     #[inline]
     pub fn get<Q>(&self, key: &Q) -> Option<V>
     where
@@ -85,6 +94,15 @@ where
 
     /// The value of `key` without counting: neither a use nor a hit nor a miss. The read lock of
     /// one shard; `O(1)`.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert("a".to_string(), 1)?;
+    /// assert_eq!(cache.peek("a"), Some(1));
+    /// assert_eq!(cache.stats().hits, 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn peek<Q>(&self, key: &Q) -> Option<V>
     where
         Q: Hash + Equivalent<K> + ?Sized,
@@ -93,6 +111,15 @@ where
     }
 
     /// Whether `key` has a live entry; counts as nothing. The read lock of one shard; `O(1)`.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert("a".to_string(), 1)?;
+    /// assert!(cache.contains_key("a"));
+    /// assert_eq!(cache.stats().total_requests(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn contains_key<Q>(&self, key: &Q) -> bool
     where
         Q: Hash + Equivalent<K> + ?Sized,

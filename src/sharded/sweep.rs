@@ -24,6 +24,16 @@ impl<K, V, S> ShardedCache<K, V, S> {
     ///
     /// Removes up to 64 entries a lock hold and hands the lock to waiting threads in between;
     /// `O(expired + shards)`, nothing is scanned. Entries that expire while it runs may stay.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert_with_ttl("a".to_string(), 1, Duration::ZERO)?;
+    /// assert_eq!(cache.cleanup_expired(), 1);
+    /// assert!(cache.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn cleanup_expired(&self) -> usize {
         let mut cleanup = self.start_cleanup();
         let mut removed = 0;
@@ -73,6 +83,15 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// is slow, everyone else on that shard waits, and if it uses this cache it deadlocks. If it
     /// panics, what it had decided of these 64 is not carried out. Entries that others insert while
     /// this runs may or may not be seen.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert_many([("a".to_string(), 1), ("b".to_string(), 2)]);
+    /// assert_eq!(cache.retain(|_, &value| value > 1), 1);
+    /// assert_eq!(cache.get("b"), Some(2));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn retain(&self, mut keep: impl FnMut(&K, &V) -> bool) -> usize {
         let now = self.now_for_reading();
         let mut removed = 0;
@@ -122,6 +141,15 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// Removes everything. Constant time under the lock of each shard, whatever it holds; the
     /// entries are dropped, and the listener called, afterwards. Memory for slots and index is
     /// given back. Entries inserted while it runs may stay.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert("a".to_string(), 1)?;
+    /// cache.clear();
+    /// assert!(cache.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn clear(&self) {
         let mut farewell = self.farewell();
         for shard in &self.shards {
@@ -187,6 +215,14 @@ impl<K, V, S> ShardedCache<K, V, S> {
 
     /// The keys of the live entries, cloned; as [`iter`](Self::iter), which see, but clones no
     /// value.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert("a".to_string(), 1)?;
+    /// assert_eq!(cache.keys().collect::<Vec<_>>(), ["a"]);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn keys(&self) -> impl Iterator<Item = K>
     where
         K: Clone,
@@ -220,6 +256,18 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// # Errors
     ///
     /// [`CacheError::is_configuration`] if the cache has no weigher.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<u64, String>::builder()
+    ///     .max_weight(100)
+    ///     .weigher(|_: &u64, text: &String| text.len() as u64)
+    ///     .build()?;
+    /// cache.insert(1, "x".repeat(60))?;
+    /// assert_eq!(cache.set_max_weight(50)?, 1);
+    /// assert_eq!(cache.weight(), 0);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn set_max_weight(&self, max: u64) -> Result<usize, CacheError> {
         if self.config.weigher.is_none() {
             return Err(ErrorKind::NoWeigher { limit: max }.into());

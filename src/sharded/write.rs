@@ -67,6 +67,15 @@ where
     /// - [`CacheError::is_too_large`] if the entry alone is over a limit: nothing has changed, an
     ///   old value of the key included.
     /// - [`CacheError::is_contended`] if other writers held all the room for some 20 ms.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert("a".to_string(), 1)?;
+    /// cache.insert("a".to_string(), 2)?;
+    /// assert_eq!((cache.len(), cache.get("a")), (1, Some(2)));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn insert(&self, key: K, value: V) -> Result<(), InsertError<K, V>> {
         self.insert_within(key, value, None, Unlimited)
     }
@@ -77,6 +86,16 @@ where
     ///
     /// As [`insert`](Self::insert), and [`CacheError::is_invalid_ttl`] if `time_to_live` is over
     /// 292 years.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert_with_ttl("a".to_string(), 1, Duration::from_secs(60))?;
+    /// cache.insert_with_ttl("b".to_string(), 2, Duration::ZERO)?;
+    /// assert_eq!((cache.get("a"), cache.get("b")), (Some(1), None));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn insert_with_ttl(
         &self,
         key: K,
@@ -100,6 +119,20 @@ where
     /// As [`insert`](Self::insert), and [`CacheError::is_timeout`] if another thread held the lock
     /// all the time: then the value was *not* stored, and will not be. Entries that had already
     /// made room for it stay evicted.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// match cache.try_insert_for("a".to_string(), 1, Duration::from_millis(5)) {
+    ///     Ok(()) => assert_eq!(cache.get("a"), Some(1)),
+    ///     Err(refused) => {
+    ///         let (error, key, value) = refused.into_parts();
+    ///         println!("{error}; {key} and {value} are not stored");
+    ///     }
+    /// }
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn try_insert_for(
         &self,
         key: K,
@@ -131,6 +164,15 @@ where
 
     /// Removes the entry of `key` and returns its value, if it was alive. The write lock of one
     /// shard; `O(1)`. The listener is told.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert("a".to_string(), 1)?;
+    /// assert_eq!(cache.remove("a"), Some(1));
+    /// assert_eq!(cache.remove("a"), None);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     pub fn remove<Q>(&self, key: &Q) -> Option<V>
     where
         Q: Hash + Equivalent<K> + ?Sized,
