@@ -243,7 +243,7 @@ fn other_tasks_go_on_while_an_operation_waits() {
         let held = Held::shard_of(&cache, &here);
         let ticks = AtomicU64::new(0);
         let other = async {
-            for _ in 0..100 {
+            for _ in 0..30 {
                 ticks.fetch_add(1, SeqCst);
                 tokio::task::yield_now().await;
             }
@@ -260,7 +260,7 @@ fn other_tasks_go_on_while_an_operation_waits() {
         stored.unwrap();
         assert_eq!(timed_get.unwrap().unwrap(), vec![0.5]);
         timed_put.unwrap();
-        assert_eq!(ticks.into_inner(), 100);
+        assert_eq!(ticks.into_inner(), 30);
         assert_eq!(cache.size().await, 3);
     });
 }
@@ -291,7 +291,7 @@ fn other_tasks_go_on_until_the_deadline_has_passed() {
 /// Removing, cleaning up and clearing have no deadline, but they too must not stop the other tasks
 /// of their thread for as long as somebody else holds a lock.
 #[test]
-fn other_tasks_go_on_while_a_sweep_waits() {
+fn other_tasks_go_on_while_a_removal_waits() {
     type Sweep = fn(EmbeddingCache) -> std::pin::Pin<Box<dyn Future<Output = ()>>>;
     let sweeps: [(&str, Sweep); 3] = [
         ("remove", |cache| Box::pin(async move { drop(cache.remove(&key(0)).await) })),
@@ -364,12 +364,12 @@ fn an_operation_that_is_dropped_while_it_waits_leaves_nothing_behind() {
     run(async || {
         let (cache, here) = one_shard();
         let held = Held::shard_of(&cache, &here);
-        for i in 1..=50 {
+        for i in 1..=12 {
             // Polled a few times, then dropped where it waits.
             let mut put = pin!(cache.put(key(i), vec![1.0]));
             let mut get = pin!(cache.get(&here));
             let mut timed = pin!(cache.put_with_timeout(key(i), vec![1.0], 3_600_000));
-            for _ in 0..3 {
+            for _ in 0..2 {
                 let mut context = Context::from_waker(Waker::noop());
                 assert!(put.as_mut().poll(&mut context).is_pending());
                 assert!(get.as_mut().poll(&mut context).is_pending());
@@ -377,12 +377,12 @@ fn an_operation_that_is_dropped_while_it_waits_leaves_nothing_behind() {
             }
         }
         held.let_go();
-        for i in 1..=50 {
+        for i in 1..=12 {
             assert_eq!(cache.get(&key(i)).await, None);
         }
         assert_eq!(cache.size().await, 1);
         let stats = cache.stats();
-        assert_eq!((stats.timeouts, stats.rejected, stats.total_requests()), (0, 0, 50));
+        assert_eq!((stats.timeouts, stats.rejected, stats.total_requests()), (0, 0, 12));
         cache.put_with_timeout(key(1), vec![2.0], 0).await.unwrap();
         assert_eq!(cache.get_with_timeout(&key(1), 0).await.unwrap().unwrap(), vec![2.0]);
     });

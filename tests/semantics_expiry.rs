@@ -462,6 +462,14 @@ fn a_monotonic_clock_that_goes_back_kills_nothing() {
         clock.set(Duration::from_secs(1011));
         assert_eq!(cache.cleanup_expired(), 100);
         cache.validate();
+        // Nor does it start anew with an empty cache.
+        (0..50).for_each(|key| cache.insert(key, key).unwrap());
+        cache.clear();
+        clock.set(Duration::from_secs(500));
+        (0..50).for_each(|key| cache.insert(key, key).unwrap());
+        clock.set(Duration::from_secs(1021));
+        assert_eq!(cache.iter().count(), 50);
+        cache.validate();
     });
 }
 

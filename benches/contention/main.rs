@@ -35,7 +35,8 @@
 //! Each cache pays its own price, and all of it counts. A hit of the baseline allocates, copies and
 //! frees 3 KiB; one of a sharded cache counts a reference up and down. A put clones the key for both;
 //! then it copies the vector for the baseline and shares it with a sharded cache, which reads it once
-//! to refuse NaN. Where a put replaces or evicts, the old entry is freed.
+//! to refuse NaN. What a put replaces or evicts is dropped: for the baseline with its vector, which
+//! for a sharded cache lives on, shared with the benchmark.
 //!
 //! # What it does not measure
 //!

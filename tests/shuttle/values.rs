@@ -196,7 +196,7 @@ fn async_operations_wait_for_a_held_lock_and_come_to_an_end() {
             let cache = cache.clone();
             thread::spawn(move || {
                 cache.retain(|_, _| {
-                    (0..5).for_each(|_| thread::yield_now());
+                    (0..20).for_each(|_| thread::yield_now());
                     true
                 })
             })
