@@ -41,7 +41,7 @@ pub(crate) enum ErrorKind {
     #[error("the cache is limited to 0 entries and stores nothing")]
     NoCapacity,
     #[error(
-        "no room for an entry of weight {weight}: after {rounds} rounds of eviction other writers still held all of the limit of {limit}"
+        "no room for an entry of weight {weight} under the limit of {limit}: for {rounds} rounds other operations held all of it, or the locks to it"
     )]
     Contended { weight: u64, limit: u64, rounds: u32 },
     #[error("component {index} of {dimensions} is {value}; the cache takes finite vectors only")]
@@ -84,7 +84,8 @@ impl CacheError {
         matches!(self.kind, ErrorKind::TooLarge { .. } | ErrorKind::NoCapacity)
     }
 
-    /// Other writers held the room that this entry needed, round after round. Worth another try.
+    /// Other operations held the room that this entry needed, or the locks to it, round after round.
+    /// Worth another try.
     #[must_use]
     pub fn is_contended(&self) -> bool {
         matches!(self.kind, ErrorKind::Contended { .. })
@@ -137,7 +138,9 @@ impl From<ErrorKind> for CacheError {
 }
 
 /// An insert into a [`ShardedCache`](crate::ShardedCache) that was refused, with the key and the
-/// value that it had taken. The cache is as it was before.
+/// value that it had taken. What was stored under the key still is. Nothing else has changed either,
+/// but for a refusal that came after tries (a timeout, contention): what had already made room for
+/// the entry is gone.
 ///
 /// # Examples
 ///

@@ -23,7 +23,7 @@ use chrono::{DateTime, Utc};
 /// # Ok::<(), embedding_cache::CacheError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
+#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
 #[non_exhaustive]
 pub struct CacheStats {
     /// Gets that found a live entry.

@@ -115,15 +115,24 @@ fn the_oracle_notices_a_cache_that_is_not_what_was_asked_for() {
     }
 }
 
-/// Cases that once went wrong.
+/// Exact LRU notes hits in a log of 64 places. What once went wrong when it was full, and what could.
 #[test]
-fn a_batch_of_hits_counts_in_its_order_when_the_log_of_hits_is_full() {
-    let ops = vec![
-        Op::InsertMany { keys: vec![0, 1, 2], weight: 0 },
-        Op::Gets([0, 1].repeat(32)),
-        Op::GetMany(vec![0, 1]),
-        Op::SetMaxEntries(1),
+fn a_full_log_of_hits_loses_none_and_keeps_their_order() {
+    let after_the_log_is_full = [
+        // One more hit, of an entry that is not in the log.
+        vec![Op::Get(2)],
+        // In a batch: one that the log has no place for, and one that it holds as the latest.
+        vec![Op::GetMany(vec![0, 1])],
+        vec![Op::GetMany(vec![2, 1, 0])],
+        vec![Op::Get(2), Op::Get(0), Op::GetMany(vec![1, 2])],
     ];
-    let scenario = Scenario { config: PLAIN, keys: 3, ops };
-    run(&scenario).unwrap_or_else(|wrong| panic!("{wrong}\nin {scenario:?}"));
+    for more in after_the_log_is_full {
+        let mut ops =
+            vec![Op::InsertMany { keys: vec![0, 1, 2], weight: 0 }, Op::Gets([0, 1].repeat(32))];
+        ops.extend(more);
+        // The order of eviction shows.
+        ops.push(Op::SetMaxEntries(1));
+        let scenario = Scenario { config: PLAIN, keys: 3, ops };
+        run(&scenario).unwrap_or_else(|wrong| panic!("{wrong}\nin {scenario:?}"));
+    }
 }

@@ -2,15 +2,15 @@
 
 use std::future::Future;
 use std::hint::black_box;
-use std::pin::{Pin, pin};
+use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll, Wake, Waker};
-use std::thread::{self, Thread};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use embedding_cache::baseline::SingleLockCache;
 use embedding_cache::{CacheError, CacheKey, EmbeddingCache, EmbeddingVector, EvictionPolicy};
 
+use crate::parked::Parked;
 use crate::workload::{Key, Kind, Operation, Script};
 
 /// Longer than any run: every cache looks at the age of an entry, and none expires.
@@ -58,17 +58,16 @@ impl Make {
     /// A cache made, filled and run in as the workload wants it.
     pub(crate) fn cell(self, script: &Arc<Script>) -> Arc<dyn Cell> {
         let max_entries = script.workload.max_entries();
+        let seconds = TIME_TO_LIVE.as_secs();
         let sharded = EmbeddingCache::builder()
             .max_entries(max_entries)
             .max_bytes((MEBIBYTES as u64) << 20)
             .time_to_live(TIME_TO_LIVE);
         let sharded = match self {
             Self::Baseline => {
-                let seconds = TIME_TO_LIVE.as_secs();
                 return Ready::cell(SingleLockCache::new(max_entries, seconds, MEBIBYTES), script);
             }
             Self::AsNew => {
-                let seconds = TIME_TO_LIVE.as_secs();
                 return Ready::cell(EmbeddingCache::new(max_entries, seconds, MEBIBYTES), script);
             }
             Self::Sharded(policy) => sharded.eviction(policy),
@@ -80,6 +79,11 @@ impl Make {
 
 /// A cache that is ready for its workload.
 pub(crate) trait Cell: Send + Sync {
+    /// Where the next turn begins, in which each thread or task runs `each` operations. One turn
+    /// goes on where the last one of this cache ended: a slow cache, which still has what it put
+    /// in its last turns, must not find just that again.
+    fn next(&self, each: u64) -> usize;
+
     /// Runs `many` operations of the workload from number `from` on, on a thread of the caller's,
     /// and returns how many gets missed.
     fn run(&self, from: usize, many: u64) -> u64;
@@ -170,50 +174,18 @@ impl Cache for SingleLockCache {
     }
 }
 
-/// The cheapest way to wait for a future on a thread of one's own: poll it, and park until it asks
-/// to be polled again. Where it need not wait, that is one poll; a runtime's `block_on` would add
-/// the entering and leaving of the runtime to every operation.
-struct Parked(Waker);
-
-impl Parked {
-    fn here() -> Self {
-        Self(Waker::from(Arc::new(Unpark(thread::current()))))
-    }
-
-    fn wait_for<F: Future>(&self, future: F) -> F::Output {
-        let mut future = pin!(future);
-        loop {
-            match future.as_mut().poll(&mut Context::from_waker(&self.0)) {
-                Poll::Ready(output) => return output,
-                // Returns at once if the waker was called since the poll.
-                Poll::Pending => thread::park(),
-            }
-        }
-    }
-}
-
-struct Unpark(Thread);
-
-impl Wake for Unpark {
-    fn wake(self: Arc<Self>) {
-        self.0.unpark();
-    }
-
-    fn wake_by_ref(self: &Arc<Self>) {
-        self.0.unpark();
-    }
-}
-
 /// The only [`Cell`]. The loops are compiled for each cache; a call through the trait object covers
 /// thousands of operations.
 struct Ready<C> {
     cache: C,
     script: Arc<Script>,
+    /// Where the next turn begins. Relaxed: turns come one after the other.
+    next: AtomicUsize,
 }
 
 impl<C: Cache> Ready<C> {
     fn cell(cache: C, script: &Arc<Script>) -> Arc<dyn Cell> {
-        let ready = Self { cache, script: Arc::clone(script) };
+        let ready = Self { cache, script: Arc::clone(script), next: AtomicUsize::new(0) };
         let (workload, thread) = (script.workload, Parked::here());
         for key in Key::first(workload.put_beforehand()) {
             let (key, vector) = (script.material.key(key), script.material.vector(key));
@@ -224,7 +196,7 @@ impl<C: Cache> Ready<C> {
     }
 
     fn perform<'a>(&self, operations: impl Iterator<Item = &'a Operation>) -> u64 {
-        let Self { cache, script } = self;
+        let Self { cache, script, .. } = self;
         let thread = Parked::here();
         let get = |key| black_box(cache.get_blocking(key, &thread)).is_some();
         let put = |operation: &Operation| {
@@ -252,6 +224,10 @@ impl<C: Cache> Ready<C> {
 const ROOM: &str = "a valid vector, much smaller than the limit";
 
 impl<C: Cache> Cell for Ready<C> {
+    fn next(&self, each: u64) -> usize {
+        self.next.fetch_add(each as usize, Ordering::Relaxed)
+    }
+
     fn run(&self, from: usize, many: u64) -> u64 {
         self.perform(self.script.operations(from, many))
     }
@@ -263,7 +239,7 @@ impl<C: Cache> Cell for Ready<C> {
         request: u64,
     ) -> Pin<Box<dyn Future<Output = u64> + Send>> {
         Box::pin(async move {
-            let Self { cache, script } = &*self;
+            let Self { cache, script, .. } = &*self;
             let get = async |key| black_box(cache.get(key).await).is_some();
             let put = async |operation: &Operation| {
                 let vector = script.vector(operation);

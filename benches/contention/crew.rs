@@ -6,7 +6,6 @@
 //! neither is the thread that waits for their notes. Tasks are spawned for each turn, which is a
 //! microsecond each against milliseconds of operations, and are timed in the same way.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Barrier};
 use std::thread;
@@ -76,8 +75,6 @@ pub(crate) struct Crew {
     /// Where each thread takes its errands from, and where it leaves its notes.
     threads: Vec<(Sender<Errand>, Receiver<Note>)>,
     runtime: Runtime,
-    /// Where in the script the next turn begins. Relaxed: only the crew's owner uses it.
-    from: AtomicUsize,
 }
 
 pub(crate) fn cores() -> usize {
@@ -89,13 +86,13 @@ impl Crew {
         let threads = (0..MOST).map(|_| thread()).collect();
         let runtime = Builder::new_multi_thread().worker_threads(cores()).build();
         let runtime = runtime.expect("the machine lets us start threads");
-        Self { threads, runtime, from: AtomicUsize::new(0) }
+        Self { threads, runtime }
     }
 
     /// Has `count` threads or tasks run at least `operations` of the cell together.
     pub(crate) fn run(&self, by: By, count: usize, cell: &Arc<dyn Cell>, operations: u64) -> Turn {
         let each = operations.div_ceil(count as u64);
-        let start = self.from.fetch_add(each as usize, Ordering::Relaxed);
+        let start = cell.next(each);
         let places = (0..count).map(|number| start + number * (Script::LEN / count));
         let notes = match by {
             By::Threads => self.by_threads(places, count, cell, each),

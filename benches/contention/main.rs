@@ -59,6 +59,7 @@
 mod caches;
 mod cells;
 mod crew;
+mod parked;
 mod ratios;
 mod table;
 mod workload;

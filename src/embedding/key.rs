@@ -166,7 +166,7 @@ pub(super) struct StoredKey {
 impl StoredKey {
     /// The most bytes that the texts of a key may have together; the frame has room for far more. A
     /// key is a digest and two names: a longer one is a mistake (a whole text, say).
-    const LIMIT: usize = (1 << 20) - 1;
+    const LIMIT: usize = 1 << 20;
 
     /// # Errors
     ///

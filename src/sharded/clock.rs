@@ -8,8 +8,9 @@ use chrono::{DateTime, Utc};
 
 /// A source of time, for tests and simulations; the default reads the operating system's clocks.
 ///
-/// The cache calls it outside its locks. A monotonic reading that goes back counts as a clock that
-/// stands still; setting the wall clock changes nothing about expiry.
+/// The cache calls it outside its locks. Where a monotonic reading goes back, entries written then
+/// count as written at the latest moment that their shard had seen; setting the wall clock changes
+/// nothing about expiry.
 ///
 /// # Examples
 ///

@@ -326,6 +326,11 @@ impl<K, V, S> ShardedCache<K, V, S> {
     }
 }
 
+// The caller's code that may panic runs outside the locks, or before anything is changed under
+// them, so a cache that a panic went through is whole; there is a test for each kind of it.
+impl<K, V, S> std::panic::UnwindSafe for ShardedCache<K, V, S> {}
+impl<K, V, S> std::panic::RefUnwindSafe for ShardedCache<K, V, S> {}
+
 impl<K: Hash + Eq, V, S: BuildHasher> ShardedCache<K, V, S> {
     // Always: a call would return the place through memory, on the way of every hit.
     #[inline(always)]

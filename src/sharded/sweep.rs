@@ -98,11 +98,15 @@ impl<K, V, S> ShardedCache<K, V, S> {
         let mut farewell = self.farewell();
         for shard in &self.shards {
             let mut from = 0;
+            // The slots there are when the shard is come to: were it to grow as fast as this goes
+            // through it, that would never end.
+            let mut slots = None;
             loop {
                 let mut gone = Gone::new();
                 let mut freed = Amount::default();
                 let more = shard.write(Courteous(Unlimited), |table| {
-                    let until = (from + BITE).min(table.slots());
+                    let slots = *slots.get_or_insert(table.slots());
+                    let until = (from + BITE).min(slots);
                     // All decisions before the first removal: a panic then leaves nothing half done.
                     let mut unwanted = smallvec::SmallVec::<[_; BITE]>::new();
                     for (id, entry) in (from..until).filter_map(|place| table.entry_at(place)) {
@@ -124,7 +128,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
                         gone.push((entry.key, entry.value, cause));
                     }
                     self.budget.release(freed);
-                    until < table.slots()
+                    until < slots
                 });
                 removed += gone.len();
                 farewell.say(gone);
@@ -140,7 +144,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
 
     /// Removes everything. Constant time under the lock of each shard, whatever it holds; the
     /// entries are dropped, and the listener called, afterwards. Memory for slots and index is
-    /// given back. Entries inserted while it runs may stay.
+    /// given back. Entries inserted while it runs may stay; expired ones count as removed.
     ///
     /// ```
     /// # use embedding_cache::ShardedCache;
@@ -210,7 +214,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// # Ok::<(), embedding_cache::CacheError>(())
     /// ```
     pub fn iter(&self) -> Iter<'_, K, V, S> {
-        Iter { cache: self, shard: 0, from: 0, bite: Vec::new().into_iter() }
+        Iter { cache: self, at: Cursor::default(), bite: Vec::new().into_iter() }
     }
 
     /// The keys of the live entries, cloned; as [`iter`](Self::iter), which see, but clones no
@@ -227,7 +231,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
     where
         K: Clone,
     {
-        let mut at = (0, 0);
+        let mut at = Cursor::default();
         std::iter::from_fn(move || self.next_bite(&mut at, |key, _| key.clone())).flatten()
     }
 
@@ -339,18 +343,23 @@ impl<K, V, S> ShardedCache<K, V, S> {
 
     /// What `what` makes of the next live entries after the place `at`, which moves on; at most
     /// [`BITE`] under one read lock. `None` at the end.
-    fn next_bite<T>(&self, at: &mut (usize, usize), what: impl Fn(&K, &V) -> T) -> Option<Vec<T>> {
+    fn next_bite<T>(&self, at: &mut Cursor, what: impl Fn(&K, &V) -> T) -> Option<Vec<T>> {
         let now = self.now_for_reading();
         loop {
-            let shard: &Shard<K, V> = self.shards.get(at.0)?;
+            let shard: &Shard<K, V> = self.shards.get(at.shard)?;
             let table = shard.read(Unlimited)?;
-            let until = (at.1 + BITE).min(table.slots());
-            let bite: Vec<T> = (at.1..until)
+            let slots = *at.slots.get_or_insert(table.slots());
+            let until = (at.slot + BITE).min(slots);
+            let bite: Vec<T> = (at.slot..until)
                 .filter_map(|place| table.entry_at(place))
                 .filter(|(_, entry)| entry.expiry.is_alive_at(now))
                 .map(|(_, entry)| what(&entry.key, &entry.value))
                 .collect();
-            *at = if until < table.slots() { (at.0, until) } else { (at.0 + 1, 0) };
+            *at = if until < slots {
+                Cursor { slot: until, ..*at }
+            } else {
+                Cursor { shard: at.shard + 1, ..Cursor::default() }
+            };
             if !bite.is_empty() {
                 return Some(bite);
             }
@@ -419,11 +428,20 @@ impl<K, V, S> Cleanup<'_, K, V, S> {
     }
 }
 
+/// Where an iteration stands.
+#[derive(Debug, Clone, Copy, Default)]
+struct Cursor {
+    shard: usize,
+    /// The next slot of that shard.
+    slot: usize,
+    /// The slots it had when it was come to; those that come later are not gone through.
+    slots: Option<usize>,
+}
+
 /// The entries of a [`ShardedCache`], from [`ShardedCache::iter`].
 pub struct Iter<'a, K, V, S> {
     cache: &'a ShardedCache<K, V, S>,
-    shard: usize,
-    from: usize,
+    at: Cursor,
     bite: std::vec::IntoIter<(K, V)>,
 }
 
@@ -435,9 +453,8 @@ impl<K: Clone, V: Clone, S> Iterator for Iter<'_, K, V, S> {
             if let Some(entry) = self.bite.next() {
                 return Some(entry);
             }
-            let mut at = (self.shard, self.from);
-            let bite = self.cache.next_bite(&mut at, |key, value| (key.clone(), value.clone()))?;
-            (self.shard, self.from) = at;
+            let both = |key: &K, value: &V| (key.clone(), value.clone());
+            let bite = self.cache.next_bite(&mut self.at, both)?;
             self.bite = bite.into_iter();
         }
     }
@@ -445,6 +462,6 @@ impl<K: Clone, V: Clone, S> Iterator for Iter<'_, K, V, S> {
 
 impl<K, V, S> fmt::Debug for Iter<'_, K, V, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Iter").field("shard", &self.shard).finish_non_exhaustive()
+        f.debug_struct("Iter").field("shard", &self.at.shard).finish_non_exhaustive()
     }
 }

@@ -92,6 +92,8 @@ pub(crate) struct World {
     steps: Range<usize>,
     /// How often an operation is a batch; 16 is as often as a `get`.
     batches: u32,
+    /// How often it is one that goes through all entries, on the same scale.
+    sweeps: u32,
     /// How many small cases one of this size is worth.
     pub(crate) cost: u32,
 }
@@ -104,6 +106,7 @@ pub(crate) const SMALL: World = World {
     batch: 0..100,
     steps: 1..80,
     batches: 4,
+    sweeps: 3,
     cost: 1,
 };
 
@@ -116,6 +119,7 @@ pub(crate) const LARGE: World = World {
     batch: 100..400,
     steps: 1..24,
     batches: 40,
+    sweeps: 12,
     cost: 8,
 };
 
@@ -213,9 +217,9 @@ impl World {
                 .prop_map(|((key, weight), wait)| Op::TryInsertFor { key, weight, wait }),
             self.batches => (keys, weight).prop_map(|(keys, weight)| Op::InsertMany { keys, weight }),
             4 => key.prop_map(Op::Remove),
-            2 => (2..6u64).prop_map(Op::Retain),
+            self.sweeps => (2..6u64).prop_map(Op::Retain),
             1 => Just(Op::Clear),
-            3 => Just(Op::CleanupExpired),
+            self.sweeps => Just(Op::CleanupExpired),
             2 => self.entries.clone().prop_map(Op::SetMaxEntries),
             2 => self.weight.clone().prop_map(Op::SetMaxWeight),
             8 => advance.prop_map(Op::Advance),
