@@ -20,6 +20,10 @@
 //! Then the locks themselves. The cleanup calls the eviction listener after each lock hold, so the
 //! time from one call to the next is never shorter than a hold. It is taken in processor time of the
 //! cleaning thread, which stands still while others run.
+//!
+//! In a virtual machine a few gets of the cleanup column stay late. Waking a thread that waits for
+//! a lock goes through the hypervisor, which may take its time, and no count inside the machine
+//! shows that. The holds tell whether it was the lock.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
@@ -33,9 +37,6 @@ use hdrhistogram::Histogram;
 
 /// The promise: no get waits longer than this for a lock.
 const BOUND: Duration = Duration::from_millis(1);
-
-/// Entries that a cleanup removes under one lock hold, at most.
-const ENTRIES_A_HOLD: u64 = 64;
 
 /// How long a get of a live key waits for the locks of a cleanup that removes half of the cache.
 #[derive(Debug, Parser)]
@@ -115,12 +116,11 @@ fn measure(policy: EvictionPolicy, options: &Options) -> Result<Duration, CacheE
     }
     row("the cleanup took", &|gets| gets.cleanup.as_nanos() as u64, &nanos);
 
-    let holds = options.entries / 2 * options.rounds / ENTRIES_A_HOLD;
+    let removed = options.entries / 2 * options.rounds;
     let spent: Duration = cleanups.iter().map(|gets| gets.cleanup_on_processor).sum();
-    let mean = Duration::from_nanos(spent.as_nanos() as u64 / holds);
     println!(
-        "one lock hold, and dropping what it removed: {} on average, {} at most",
-        show(mean),
+        "one entry took {} to remove and drop, on average; one lock hold {} at most",
+        show(Duration::from_nanos(spent.as_nanos() as u64 / removed)),
         show(longest)
     );
     Ok(longest)
