@@ -24,9 +24,13 @@ use crate::vector::EmbeddingVector;
 /// assert_eq!(error.into_vector().unwrap().len(), 1_000_000);
 /// # });
 /// ```
-#[derive(Debug, thiserror::Error)]
-#[error("{kind}")]
-pub struct CacheError {
+#[derive(Clone, thiserror::Error)]
+#[error("{}", .0.kind)]
+pub struct CacheError(Box<Inner>);
+
+/// In a box: a result is then no larger than the vector it carries when all goes well.
+#[derive(Clone)]
+struct Inner {
     kind: ErrorKind,
     vector: Option<EmbeddingVector>,
 }
@@ -62,58 +66,66 @@ pub(crate) enum ErrorKind {
     NoWeigher { limit: u64 },
 }
 
+impl fmt::Debug for CacheError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Inner { kind, vector } = &*self.0;
+        f.debug_struct("CacheError").field("kind", kind).field("vector", vector).finish()
+    }
+}
+
 impl CacheError {
     pub(crate) fn new(kind: ErrorKind) -> Self {
-        Self { kind, vector: None }
+        Self(Box::new(Inner { kind, vector: None }))
     }
 
-    pub(crate) fn giving_back(self, vector: EmbeddingVector) -> Self {
-        Self { vector: Some(vector), ..self }
+    pub(crate) fn giving_back(mut self, vector: EmbeddingVector) -> Self {
+        self.0.vector = Some(vector);
+        self
     }
 
     /// The deadline passed while another thread held the lock; nothing was changed.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        matches!(self.kind, ErrorKind::Timeout { .. })
+        matches!(self.0.kind, ErrorKind::Timeout { .. })
     }
 
     /// The entry alone is over the limit of the cache (or that limit is 0 entries), so no eviction
     /// could make room for it. Nothing was evicted.
     #[must_use]
     pub fn is_too_large(&self) -> bool {
-        matches!(self.kind, ErrorKind::TooLarge { .. } | ErrorKind::NoCapacity)
+        matches!(self.0.kind, ErrorKind::TooLarge { .. } | ErrorKind::NoCapacity)
     }
 
     /// Other operations held the room that this entry needed, or the locks to it, round after round.
     /// Worth another try.
     #[must_use]
     pub fn is_contended(&self) -> bool {
-        matches!(self.kind, ErrorKind::Contended { .. })
+        matches!(self.0.kind, ErrorKind::Contended { .. })
     }
 
     /// The vector is empty, or has a NaN or infinite component.
     #[must_use]
     pub fn is_invalid_vector(&self) -> bool {
-        matches!(self.kind, ErrorKind::NonFinite { .. } | ErrorKind::EmptyVector)
+        matches!(self.0.kind, ErrorKind::NonFinite { .. } | ErrorKind::EmptyVector)
     }
 
     /// The key is longer than a cache stores.
     #[must_use]
     pub fn is_invalid_key(&self) -> bool {
-        matches!(self.kind, ErrorKind::KeyTooLong { .. })
+        matches!(self.0.kind, ErrorKind::KeyTooLong { .. })
     }
 
     /// The time-to-live is longer than the clock can count.
     #[must_use]
     pub fn is_invalid_ttl(&self) -> bool {
-        matches!(self.kind, ErrorKind::TtlTooLong { .. })
+        matches!(self.0.kind, ErrorKind::TtlTooLong { .. })
     }
 
     /// A builder was given a configuration that no cache can have.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         matches!(
-            self.kind,
+            self.0.kind,
             ErrorKind::ShardCount { .. } | ErrorKind::NoLimit | ErrorKind::NoWeigher { .. }
         )
     }
@@ -121,13 +133,13 @@ impl CacheError {
     /// The vector that the operation had taken, if it had taken one.
     #[must_use]
     pub fn vector(&self) -> Option<&EmbeddingVector> {
-        self.vector.as_ref()
+        self.0.vector.as_ref()
     }
 
     /// Takes back the vector that the operation had taken, if it had taken one.
     #[must_use]
     pub fn into_vector(self) -> Option<EmbeddingVector> {
-        self.vector
+        self.0.vector
     }
 }
 

@@ -70,7 +70,9 @@ mod stats;
 mod sync;
 mod vector;
 
-pub use embedding::{CacheKey, ENTRY_OVERHEAD, EmbeddingCache, EmbeddingCacheBuilder};
+pub use embedding::{
+    CacheKey, ENTRY_OVERHEAD, EmbeddingCache, EmbeddingCacheBuilder, EmbeddingKey,
+};
 pub use equivalent::Equivalent;
 pub use error::{CacheError, InsertError};
 pub use hasher::{DefaultHashBuilder, DefaultHasher};

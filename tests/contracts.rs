@@ -25,7 +25,7 @@ type Core = ShardedCache<String, Arc<[f32]>>;
 
 // What is shared between threads and moved into tasks.
 assert_impl_all!(EmbeddingCache: Send, Sync, Unpin, Clone, Debug);
-assert_impl_all!(EmbeddingCache<std::hash::RandomState>: Send, Sync, Unpin, Clone, Debug);
+assert_impl_all!(EmbeddingCache<embedding_cache::CacheKey, std::hash::RandomState>: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(Core: Send, Sync, Unpin, Debug);
 assert_impl_all!(SingleLockCache: Send, Sync, Unpin, Clone);
 assert_impl_all!(EmbeddingCacheBuilder: Send, Unpin, Debug);
@@ -67,7 +67,7 @@ fn _everything_may_outlive_its_maker() {
 
 /// Never called: that it compiles is the test.
 fn _the_futures_may_be_spawned_on_any_runtime<S: BuildHasher + Send + Sync>(
-    cache: &EmbeddingCache<S>,
+    cache: &EmbeddingCache<CacheKey, S>,
     key: &CacheKey,
 ) {
     fn is_send<F: Future + Send>(_: F) {}

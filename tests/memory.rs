@@ -30,8 +30,8 @@ fn key(i: usize) -> CacheKey {
 
 /// The same hashes each time, so that shards fill in the same way and the figures can be repeated.
 type Hashes = BuildHasherDefault<DefaultHasher>;
-type Cache = EmbeddingCache<Hashes>;
-type Builder = EmbeddingCacheBuilder<Hashes>;
+type Cache = EmbeddingCache<CacheKey, Hashes>;
+type Builder = EmbeddingCacheBuilder<CacheKey, Hashes>;
 
 /// The shared allocation of a vector: its components and two counts.
 const fn vector_bytes(dimensions: usize) -> u64 {

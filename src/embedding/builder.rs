@@ -11,8 +11,7 @@ use crate::sharded::{
 };
 use crate::vector::EmbeddingVector;
 
-use super::key::{CacheKey, StoredKey};
-use super::{EmbeddingCache, weigh};
+use super::{CacheKey, EmbeddingCache, EmbeddingKey, Stored, weigh};
 
 /// By default a shard is for at least this many bytes, as it is for at least 256 entries: some
 /// 1,300 vectors of 768 dimensions, 340 of 3,072.
@@ -37,15 +36,15 @@ const BYTES_PER_SHARD: u64 = 4 << 20;
 /// # Ok::<(), embedding_cache::CacheError>(())
 /// ```
 #[must_use]
-pub struct EmbeddingCacheBuilder<S = DefaultHashBuilder> {
-    core: ShardedCacheBuilder<StoredKey, EmbeddingVector, S>,
+pub struct EmbeddingCacheBuilder<K: EmbeddingKey = CacheKey, S = DefaultHashBuilder> {
+    core: ShardedCacheBuilder<Stored<K>, EmbeddingVector, S>,
     max_entries: Option<usize>,
     max_bytes: Option<u64>,
     shards: Option<usize>,
     allow_non_finite: bool,
 }
 
-impl Default for EmbeddingCacheBuilder {
+impl<K: EmbeddingKey> Default for EmbeddingCacheBuilder<K> {
     fn default() -> Self {
         Self {
             core: ShardedCacheBuilder::default(),
@@ -57,7 +56,7 @@ impl Default for EmbeddingCacheBuilder {
     }
 }
 
-impl<S> EmbeddingCacheBuilder<S> {
+impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     /// The most entries the cache holds, at every instant. 0 makes a cache that refuses every put,
     /// `usize::MAX` one that only its bytes limit.
     pub fn max_entries(self, max: usize) -> Self {
@@ -107,7 +106,7 @@ impl<S> EmbeddingCacheBuilder<S> {
     }
 
     /// Another hash function; it must spread keys over all 64 bits.
-    pub fn hasher<H>(self, hasher: H) -> EmbeddingCacheBuilder<H> {
+    pub fn hasher<H>(self, hasher: H) -> EmbeddingCacheBuilder<K, H> {
         EmbeddingCacheBuilder {
             core: self.core.hasher(hasher),
             max_entries: self.max_entries,
@@ -121,10 +120,10 @@ impl<S> EmbeddingCacheBuilder<S> {
     /// thread whose operation made the entry leave; allocates the key for it.
     pub fn eviction_listener(
         self,
-        listener: impl Fn(&CacheKey, &EmbeddingVector, RemovalCause) + Send + Sync + 'static,
+        listener: impl Fn(&K, &EmbeddingVector, RemovalCause) + Send + Sync + 'static,
     ) -> Self {
-        let core = self.core.eviction_listener(move |key: &StoredKey, vector, cause| {
-            listener(&key.to_cache_key(), vector, cause);
+        let core = self.core.eviction_listener(move |key: &Stored<K>, vector, cause| {
+            listener(&K::from_stored(key), vector, cause);
         });
         Self { core, ..self }
     }
@@ -135,7 +134,7 @@ impl<S> EmbeddingCacheBuilder<S> {
     ///
     /// [`CacheError::is_configuration`] if no limit is set or the number of shards is 0 or over
     /// 65,536; [`CacheError::is_invalid_ttl`] if the time-to-live is over 292 years.
-    pub fn build(self) -> Result<EmbeddingCache<S>, CacheError> {
+    pub fn build(self) -> Result<EmbeddingCache<K, S>, CacheError> {
         let mut core = self.core;
         if let Some(max) = self.max_entries {
             core = core.max_entries(max);
@@ -153,14 +152,14 @@ impl<S> EmbeddingCacheBuilder<S> {
         // an entry to leave before others of its model.
         let core = core
             .shards(shards)
-            .weigher(weigh)
-            .size(|_: &StoredKey, vector: &EmbeddingVector| vector.dimensions() as u64)
+            .weigher(weigh::<K>)
+            .size(|_: &Stored<K>, vector: &EmbeddingVector| vector.dimensions() as u64)
             .build()?;
         Ok(EmbeddingCache::from_core(core, self.allow_non_finite))
     }
 }
 
-impl<S> fmt::Debug for EmbeddingCacheBuilder<S> {
+impl<K: EmbeddingKey, S> fmt::Debug for EmbeddingCacheBuilder<K, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EmbeddingCacheBuilder")
             .field("max_entries", &self.max_entries)

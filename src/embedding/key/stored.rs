@@ -1,73 +1,17 @@
-//! The documented key, and the compact private form in which the cache stores it.
+//! The compact private form in which the cache stores a [`CacheKey`].
 
-use std::fmt;
 use std::hash::{Hash, Hasher};
 
 use equivalent::Equivalent;
 
 use crate::error::{CacheError, ErrorKind};
 
-/// What an embedding was computed from: the text (by its hash), the model, and optionally which
-/// chunk of a document it is.
-///
-/// Two keys are equal only if all three fields are; the cache hashes each field with its length,
-/// so `("ab", "c")` and `("a", "bc")` are different keys. `chunk_id: None` differs from
-/// `Some(String::new())`.
-///
-/// Everything that changes the vector belongs into the key: if a query prefix, a truncation or an
-/// output dimension is configurable, put it into `model_version`. The order is that of the fields.
-///
-/// # Examples
-///
-/// ```
-/// use embedding_cache::CacheKey;
-///
-/// let key = CacheKey::new("9f86d081884c7d65", "e5-base@1").with_chunk("7");
-/// assert_eq!(key.to_string(), "e5-base@1/9f86d081884c7d65#7");
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
-pub struct CacheKey {
-    /// A digest of the exact text, usually 64 hexadecimal digits of SHA-256.
-    pub content_hash: String,
-    /// The model, with whatever of its revision and settings changes its vectors.
-    pub model_version: String,
-    /// Which part of a document, where one document has several vectors.
-    pub chunk_id: Option<String>,
-}
-
-impl CacheKey {
-    /// A key without a chunk.
-    pub fn new(content_hash: impl Into<String>, model_version: impl Into<String>) -> Self {
-        Self {
-            content_hash: content_hash.into(),
-            model_version: model_version.into(),
-            chunk_id: None,
-        }
-    }
-
-    /// The same key for one chunk of the document.
-    #[must_use]
-    pub fn with_chunk(self, chunk_id: impl Into<String>) -> Self {
-        Self { chunk_id: Some(chunk_id.into()), ..self }
-    }
-}
-
-/// `model/hash#chunk`, for logs; not meant to be parsed.
-impl fmt::Display for CacheKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.model_version, self.content_hash)?;
-        match &self.chunk_id {
-            Some(chunk) => write!(f, "#{chunk}"),
-            None => Ok(()),
-        }
-    }
-}
+use super::CacheKey;
 
 /// The lengths of a key's texts: 32 bits for the content hash, 31 for the model version, one for
 /// whether a chunk follows. With the length of all three together they frame the texts, so keys
 /// with equal frames and equal bytes are equal.
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Frame(u64);
 
 impl Frame {
@@ -109,7 +53,8 @@ fn hash_framed<H: Hasher>(frame: Frame, content: &[u8], model: &[u8], chunk: &[u
 }
 
 /// A looked-up key, borrowed: lets a lookup find a [`StoredKey`] without allocating one.
-pub(super) struct Probe<'a> {
+#[derive(Debug)]
+pub struct Probe<'a> {
     frame: Frame,
     content: &'a [u8],
     model: &'a [u8],
@@ -156,8 +101,8 @@ impl Equivalent<StoredKey> for Probe<'_> {
 
 /// The stored form of a [`CacheKey`]: its three texts in one allocation, 24 bytes in the slot
 /// instead of 72, and one heap block to visit for a comparison instead of two or three.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct StoredKey {
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredKey {
     /// `content_hash`, `model_version` and `chunk_id`, one after the other; each is valid UTF-8.
     text: Box<[u8]>,
     frame: Frame,

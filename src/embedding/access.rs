@@ -1,0 +1,266 @@
+//! Access to one key: get, put, remove, with and without a deadline.
+
+use std::hash::BuildHasher;
+use std::time::Duration;
+
+use crate::error::{CacheError, ErrorKind, InsertError};
+use crate::vector::EmbeddingVector;
+
+use super::{EmbeddingCache, EmbeddingKey, Inner, Stored};
+
+/// How often a put that finds all room taken by other writers yields and tries again.
+const CONTENDED: u32 = 64;
+
+impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
+    /// The embedding of `key`, which counts as a use of the entry and as a hit or a miss.
+    ///
+    /// The read lock of one shard; `O(1)`; allocates nothing.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has changed nothing.
+    pub async fn get(&self, key: &K) -> Option<EmbeddingVector> {
+        let Inner { core, waiters, .. } = &*self.inner;
+        let probe = key.probe();
+        // Nearly always the lock is free: then no second future need be set up.
+        if let Some(found) = core.get_slice(&probe, Duration::ZERO) {
+            return found;
+        }
+        waiters.until(None, |slice| core.get_slice(&probe, slice)).await.flatten()
+    }
+
+    /// Stores the embedding of `key`, replacing one that is there.
+    ///
+    /// The write lock of one shard; `O(1)` amortized. Allocates the stored key; a `Vec<f32>` is
+    /// copied into a shared allocation, an [`EmbeddingVector`] or an `Arc<[f32]>` is not. Entries
+    /// that leave to make room are dropped after unlocking.
+    ///
+    /// # Errors
+    ///
+    /// Each gives the vector back and leaves what is stored, an old vector of `key` included:
+    /// - [`CacheError::is_invalid_vector`] if it is empty or has a NaN or infinite component (see
+    ///   [`allow_non_finite`](super::EmbeddingCacheBuilder::allow_non_finite));
+    /// - [`CacheError::is_too_large`] if the entry alone is over a limit;
+    /// - [`CacheError::is_invalid_key`] if the texts of the key are over 1 MiB together;
+    /// - [`CacheError::is_contended`] if other writers held all the room, try after try.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has stored nothing; the vector is dropped with it.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.put(key.clone(), vec![0.6, 0.8]).await?;
+    /// let refused = cache.put(key, [f32::NAN]).await.unwrap_err();
+    /// assert!(refused.is_invalid_vector());
+    /// assert_eq!(refused.to_string(), "component 0 of 1 is NaN; the cache takes finite vectors only");
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn put(
+        &self,
+        key: K,
+        embedding: impl Into<EmbeddingVector>,
+    ) -> Result<(), CacheError> {
+        self.put_until(&key, embedding.into(), None).await
+    }
+
+    /// [`get`](Self::get) that gives up after `timeout_ms` milliseconds; 0 tries once.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::is_timeout`] if another thread held the lock of the shard all the time. It
+    /// comes within the deadline and a fraction of a millisecond, given that the executor polls.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has changed nothing.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// assert_eq!(cache.get_with_timeout(&key, 5).await?, None);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn get_with_timeout(
+        &self,
+        key: &K,
+        timeout_ms: u64,
+    ) -> Result<Option<EmbeddingVector>, CacheError> {
+        let Inner { core, waiters, .. } = &*self.inner;
+        let (probe, limit) = (key.probe(), Duration::from_millis(timeout_ms));
+        match waiters.until(Some(limit), |slice| core.get_slice(&probe, slice)).await {
+            Some(found) => Ok(found),
+            None => {
+                let error = ErrorKind::Timeout { operation: "get", waited: limit }.into();
+                core.count_refusal(&probe, &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// [`put`](Self::put) that gives up after `timeout_ms` milliseconds; 0 tries once.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put), and [`CacheError::is_timeout`] if another thread held the lock of the
+    /// shard all the time: then the vector was *not* stored and will not be; the error gives it
+    /// back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has stored nothing; the vector is dropped with it.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// match cache.put_with_timeout(key, [0.6, 0.8], 5).await {
+    ///     Ok(()) => {}
+    ///     Err(error) if error.is_timeout() => drop(error.into_vector()), // not stored; here it is
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn put_with_timeout(
+        &self,
+        key: K,
+        embedding: impl Into<EmbeddingVector>,
+        timeout_ms: u64,
+    ) -> Result<(), CacheError> {
+        self.put_until(&key, embedding.into(), Some(Duration::from_millis(timeout_ms))).await
+    }
+
+    /// Removes the embedding of `key` and returns it, if it was alive. The write lock of one shard;
+    /// `O(1)`.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has removed nothing.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.put(key.clone(), [0.6, 0.8]).await?;
+    /// assert_eq!(cache.remove(&key).await.unwrap(), [0.6, 0.8]);
+    /// assert_eq!(cache.get(&key).await, None);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn remove(&self, key: &K) -> Option<EmbeddingVector> {
+        let Inner { core, waiters, .. } = &*self.inner;
+        let probe = key.probe();
+        waiters.until(None, |slice| core.remove_slice(&probe, slice)).await.flatten()
+    }
+
+    /// [`get`](Self::get) for threads outside an async runtime: waits for the lock.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.put_blocking(key.clone(), [0.6, 0.8])?;
+    /// assert_eq!(cache.get_blocking(&key).unwrap(), [0.6, 0.8]);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
+    #[must_use]
+    pub fn get_blocking(&self, key: &K) -> Option<EmbeddingVector> {
+        self.inner.core.get(&key.probe())
+    }
+
+    /// [`put`](Self::put) for threads outside an async runtime: waits for the lock.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put).
+    pub fn put_blocking(
+        &self,
+        key: K,
+        embedding: impl Into<EmbeddingVector>,
+    ) -> Result<(), CacheError> {
+        let core = &self.inner.core;
+        let (stored, vector) = self.admit(&key, embedding.into())?;
+        core.insert(stored, vector).map_err(give_back)
+    }
+
+    async fn put_until(
+        &self,
+        key: &K,
+        vector: EmbeddingVector,
+        limit: Option<Duration>,
+    ) -> Result<(), CacheError> {
+        let Inner { core, waiters, .. } = &*self.inner;
+        let mut entry = Some(self.admit(key, vector)?);
+        let mut contended = 0;
+        let attempt = |slice| {
+            let (stored, vector) = entry.take()?;
+            let refused = match core.insert_slice(stored, vector, slice) {
+                Ok(()) => return Some(Ok(())),
+                Err(refused) => refused,
+            };
+            let error = refused.error();
+            contended += u32::from(error.is_contended());
+            if error.is_timeout() || error.is_contended() && contended < CONTENDED {
+                entry = Some(refused.into_entry());
+                return None;
+            }
+            Some(Err(refused))
+        };
+        let outcome = waiters.until(limit, attempt).await;
+        let error = match (outcome, entry) {
+            (Some(Ok(())), _) => return Ok(()),
+            (Some(Err(refused)), _) => give_back(refused),
+            (None, entry) => {
+                let waited = limit.unwrap_or(Duration::MAX);
+                let error = CacheError::new(ErrorKind::Timeout { operation: "put", waited });
+                match entry {
+                    Some((_, vector)) => error.giving_back(vector),
+                    None => error,
+                }
+            }
+        };
+        core.count_refusal(&key.probe(), &error);
+        Err(error)
+    }
+
+    /// Lets in what may be stored: the stored form of the key, and the vector.
+    fn admit(
+        &self,
+        key: &K,
+        vector: EmbeddingVector,
+    ) -> Result<(Stored<K>, EmbeddingVector), CacheError> {
+        let invalid = match vector.first_non_finite() {
+            _ if vector.is_empty() => Some(ErrorKind::EmptyVector),
+            Some((index, value)) if !self.inner.allow_non_finite => {
+                Some(ErrorKind::NonFinite { index, dimensions: vector.dimensions(), value })
+            }
+            _ => None,
+        };
+        let admitted = match invalid {
+            Some(kind) => Err(CacheError::new(kind)),
+            None => key.to_stored(),
+        };
+        match admitted {
+            Ok(stored) => Ok((stored, vector)),
+            Err(error) => {
+                self.inner.core.count_refusal(&key.probe(), &error);
+                Err(error.giving_back(vector))
+            }
+        }
+    }
+}
+
+fn give_back<K>(refused: InsertError<K, EmbeddingVector>) -> CacheError {
+    let (error, _, vector) = refused.into_parts();
+    error.giving_back(vector)
+}
