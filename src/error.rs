@@ -1,6 +1,8 @@
 //! The one error type, and its companion that hands a refused entry back.
 
+use std::error::Error;
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::vector::EmbeddingVector;
@@ -24,8 +26,7 @@ use crate::vector::EmbeddingVector;
 /// assert_eq!(error.into_vector().unwrap().len(), 1_000_000);
 /// # });
 /// ```
-#[derive(Clone, thiserror::Error)]
-#[error("{}", .0.kind)]
+#[derive(Clone)]
 pub struct CacheError(Box<Inner>);
 
 /// In a box: a result is then no larger than the vector it carries when all goes well.
@@ -36,7 +37,7 @@ struct Inner {
 }
 
 /// The private kinds; adding one is no breaking change.
-#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub(crate) enum ErrorKind {
     #[error("{operation} timed out after {waited:?}: another thread held the lock of the shard")]
     Timeout { operation: &'static str, waited: Duration },
@@ -54,6 +55,26 @@ pub(crate) enum ErrorKind {
     EmptyVector,
     #[error("the key's texts are {bytes} bytes together; the limit is {limit}")]
     KeyTooLong { bytes: usize, limit: usize },
+    #[error("the vector has {found} components; this cache takes {expected} for the model of its key")]
+    WrongDimensions { found: usize, expected: usize },
+    #[error("an embedding that began to load before an invalidation is not stored")]
+    Invalidated,
+    #[error("loading failed: {0}")]
+    LoadFailed(Arc<dyn Error + Send + Sync>),
+    #[error("loading panicked: {message}")]
+    LoadPanicked { message: Arc<str> },
+    #[error("the model answered {answered} embeddings for {asked} inputs; none of them is used")]
+    WrongCount { asked: usize, answered: usize },
+    #[error("the embedding did not come within {waited:?}; the load goes on and will be stored")]
+    LoadTimeout { waited: Duration },
+    #[error("{limit} keys are being loaded already, the most this cache allows at once")]
+    Overloaded { limit: usize },
+    #[error("whoever was loading the embedding gave up, {rounds} times over")]
+    Abandoned { rounds: u32 },
+    #[error("{what} needs a tokio runtime, and there is none here")]
+    NoRuntime { what: &'static str },
+    #[error("{what} is 0; it must be at least 1")]
+    Zero { what: &'static str },
     #[error("a time-to-live of {ttl:?} is over the limit of {limit:?}")]
     TtlTooLong { ttl: Duration, limit: Duration },
     #[error("{shards} shards asked for; a cache has 1 to {limit}")]
@@ -64,6 +85,22 @@ pub(crate) enum ErrorKind {
     NoLimit,
     #[error("a weight limit of {limit} is set but no weigher; without one every entry weighs 0")]
     NoWeigher { limit: u64 },
+}
+
+impl fmt::Display for CacheError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.kind.fmt(f)
+    }
+}
+
+impl Error for CacheError {
+    /// What the model call failed with, for [`is_load_failed`](Self::is_load_failed).
+    fn source(&self) -> Option<&(dyn Error + 'static)> {
+        match &self.0.kind {
+            ErrorKind::LoadFailed(cause) => Some(&**cause),
+            _ => None,
+        }
+    }
 }
 
 impl fmt::Debug for CacheError {
@@ -83,10 +120,45 @@ impl CacheError {
         self
     }
 
-    /// The deadline passed while another thread held the lock; nothing was changed.
+    /// The deadline passed: while another thread held the lock, and then nothing was changed; or
+    /// while the embedding was being loaded, which then goes on.
     #[must_use]
     pub fn is_timeout(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::Timeout { .. })
+        matches!(self.0.kind, ErrorKind::Timeout { .. } | ErrorKind::LoadTimeout { .. })
+    }
+
+    /// The model call of a `get_or_embed` answered with an error, which is this one's
+    /// [`source`](std::error::Error::source). It is not cached: the next call tries again.
+    #[must_use]
+    pub fn is_load_failed(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::LoadFailed(_))
+    }
+
+    /// The model call of a `get_or_embed` panicked.
+    #[must_use]
+    pub fn is_load_panicked(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::LoadPanicked { .. })
+    }
+
+    /// The model answered more or fewer embeddings than it was asked for, so that nobody can say
+    /// which belongs to what.
+    #[must_use]
+    pub fn is_wrong_count(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::WrongCount { .. })
+    }
+
+    /// As many keys as the cache allows are being loaded, or the queue before a model is full. Worth
+    /// another try later.
+    #[must_use]
+    pub fn is_overloaded(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Overloaded { .. })
+    }
+
+    /// Whoever was to load the embedding gave up: its future was dropped, or its runtime shut down.
+    /// Worth another try.
+    #[must_use]
+    pub fn is_abandoned(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Abandoned { .. })
     }
 
     /// The entry alone is over the limit of the cache (or that limit is 0 entries), so no eviction
@@ -103,10 +175,16 @@ impl CacheError {
         matches!(self.0.kind, ErrorKind::Contended { .. })
     }
 
-    /// The vector is empty, or has a NaN or infinite component.
+    /// The vector is empty, has a NaN or infinite component, or not the dimensions that the cache
+    /// expects.
     #[must_use]
     pub fn is_invalid_vector(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::NonFinite { .. } | ErrorKind::EmptyVector)
+        matches!(
+            self.0.kind,
+            ErrorKind::NonFinite { .. }
+                | ErrorKind::EmptyVector
+                | ErrorKind::WrongDimensions { .. }
+        )
     }
 
     /// The key is longer than a cache stores.
@@ -121,12 +199,17 @@ impl CacheError {
         matches!(self.0.kind, ErrorKind::TtlTooLong { .. })
     }
 
-    /// A builder was given a configuration that no cache can have.
+    /// A builder was given a configuration that no cache can have, or something that needs a tokio
+    /// runtime was called where there is none.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
         matches!(
             self.0.kind,
-            ErrorKind::ShardCount { .. } | ErrorKind::NoLimit | ErrorKind::NoWeigher { .. }
+            ErrorKind::ShardCount { .. }
+                | ErrorKind::NoLimit
+                | ErrorKind::NoWeigher { .. }
+                | ErrorKind::NoRuntime { .. }
+                | ErrorKind::Zero { .. }
         )
     }
 
@@ -140,6 +223,17 @@ impl CacheError {
     #[must_use]
     pub fn into_vector(self) -> Option<EmbeddingVector> {
         self.0.vector
+    }
+}
+
+/// What a model call failed with. An error of this crate stays what it is, so that a cache or a
+/// [`Batcher`](crate::Batcher) behind another can be told by its predicates.
+impl From<Box<dyn Error + Send + Sync>> for CacheError {
+    fn from(cause: Box<dyn Error + Send + Sync>) -> Self {
+        match cause.downcast::<Self>() {
+            Ok(own) => *own,
+            Err(cause) => ErrorKind::LoadFailed(Arc::from(cause)).into(),
+        }
     }
 }
 

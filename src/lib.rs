@@ -56,7 +56,12 @@
 //!
 //! # Features
 //!
-//! - `serde`: `Serialize` and `Deserialize` for keys, vectors, statistics. Off by default.
+//! All off by default:
+//!
+//! - `serde`: `Serialize` and `Deserialize` for keys, vectors, statistics.
+//! - `metrics`: `EmbeddingCache::publish_metrics`, for the recorder of the `metrics` facade, and a
+//!   histogram of load times.
+//! - `tracing`: spans around model calls.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]

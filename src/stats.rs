@@ -48,6 +48,17 @@ pub struct CacheStats {
     pub rejected: u64,
     /// Operations that ran into their deadline.
     pub timeouts: u64,
+    /// Model calls that loads have made and that came to an end.
+    pub loads: u64,
+    /// Embeddings that model calls answered and that could be used.
+    pub loaded: u64,
+    /// Keys that a model call failed.
+    pub load_failures: u64,
+    /// Keys that a load did not ask for, as another call was loading them.
+    pub joins: u64,
+    /// Vectors past their time-to-live that a load served, while a fresh one came or as none did.
+    /// Each was a miss as well.
+    pub stale_served: u64,
 }
 
 impl CacheStats {
@@ -80,6 +91,11 @@ impl std::ops::AddAssign for CacheStats {
         self.removals += other.removals;
         self.rejected += other.rejected;
         self.timeouts += other.timeouts;
+        self.loads += other.loads;
+        self.loaded += other.loaded;
+        self.load_failures += other.load_failures;
+        self.joins += other.joins;
+        self.stale_served += other.stale_served;
     }
 }
 
@@ -96,6 +112,8 @@ pub struct CacheInfo {
     pub memory_bytes: u64,
     /// The most bytes it may hold.
     pub memory_limit_bytes: u64,
+    /// Keys that are being loaded.
+    pub keys_in_flight: usize,
     /// Into how many shards it is divided; 1 for a cache with a single lock.
     pub shards: usize,
     /// When the cache was made, by the wall clock.

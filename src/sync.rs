@@ -25,6 +25,74 @@ mod imp {
     }
 }
 
+/// Tasks and time, for what is loaded in the background.
+#[cfg(not(shuttle))]
+pub(crate) mod task {
+    use std::future::Future;
+    use std::time::Duration;
+
+    use tokio::runtime::Handle;
+
+    /// Where to spawn tasks.
+    #[derive(Debug)]
+    pub(crate) struct Spawner(Handle);
+
+    impl Spawner {
+        /// That of the runtime this is called in.
+        pub(crate) fn current() -> Option<Self> {
+            Handle::try_current().ok().map(Self)
+        }
+
+        /// Spawns a task that nobody waits for. On a runtime that is shutting down it is dropped.
+        pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+            drop(self.0.spawn(task));
+        }
+    }
+
+    /// Whether `future` is done within `time`; dropped if not. Panics in a runtime without timers.
+    pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> bool {
+        tokio::time::timeout(time, future).await.is_ok()
+    }
+}
+
+#[cfg(shuttle)]
+pub(crate) mod task {
+    use std::future::{Future, poll_fn};
+    use std::pin::pin;
+    use std::task::Poll;
+    use std::time::Duration;
+
+    #[derive(Debug)]
+    pub(crate) struct Spawner;
+
+    impl Spawner {
+        #[allow(clippy::unnecessary_wraps)]
+        pub(crate) fn current() -> Option<Self> {
+            Some(Self)
+        }
+
+        #[allow(clippy::unused_self)]
+        pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+            drop(shuttle::future::spawn(task));
+        }
+    }
+
+    /// How often the future is polled before its time counts as over; shuttle has no clock.
+    const POLLS: usize = 20;
+
+    pub(crate) async fn within<T>(_: Duration, future: impl Future<Output = T>) -> bool {
+        let mut future = pin!(future);
+        for _ in 0..POLLS {
+            let ready = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_ready())).await;
+            if ready {
+                return true;
+            }
+            shuttle::future::yield_now().await;
+        }
+        false
+    }
+}
+
 #[cfg(shuttle)]
 mod imp {
     use std::time::Duration;
@@ -95,7 +163,7 @@ mod imp {
             Self(shuttle::sync::Mutex::new(value))
         }
 
-        fn lock(&self) -> shuttle::sync::MutexGuard<'_, T> {
+        pub(crate) fn lock(&self) -> shuttle::sync::MutexGuard<'_, T> {
             self.0.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
         }
 

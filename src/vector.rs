@@ -67,6 +67,11 @@ impl EmbeddingVector {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
+    /// A vector of no components, which no cache stores. Allocates nothing.
+    pub(crate) fn empty() -> Self {
+        Self(Arc::default())
+    }
+
     /// Bytes of the shared allocation: four a component and two counts in front of them.
     pub(crate) fn heap_bytes(&self) -> u64 {
         const COUNTS: usize = 2 * size_of::<usize>();

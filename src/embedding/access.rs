@@ -4,6 +4,7 @@ use std::hash::BuildHasher;
 use std::time::Duration;
 
 use crate::error::{CacheError, ErrorKind, InsertError};
+use crate::sharded::Terms;
 use crate::vector::EmbeddingVector;
 
 use super::{EmbeddingCache, EmbeddingKey, Inner, Stored};
@@ -65,7 +66,39 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         key: K,
         embedding: impl Into<EmbeddingVector>,
     ) -> Result<(), CacheError> {
-        self.put_until(&key, embedding.into(), None).await
+        self.put_until(&key, embedding.into(), Terms::default(), None).await
+    }
+
+    /// [`put`](Self::put) with a time-to-live of its own; zero means expired at once.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put), and [`CacheError::is_invalid_ttl`] if `time_to_live` is over 292
+    /// years.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has stored nothing; the vector is dropped with it.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::builder().max_entries(100).build()?;
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.put_with_ttl(key.clone(), [0.6, 0.8], Duration::ZERO).await?;
+    /// assert_eq!(cache.get(&key).await, None);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn put_with_ttl(
+        &self,
+        key: K,
+        embedding: impl Into<EmbeddingVector>,
+        time_to_live: Duration,
+    ) -> Result<(), CacheError> {
+        let terms = Terms { time_to_live: Some(time_to_live), ..Terms::default() };
+        self.put_until(&key, embedding.into(), terms, None).await
     }
 
     /// [`get`](Self::get) that gives up after `timeout_ms` milliseconds; 0 tries once.
@@ -136,7 +169,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         embedding: impl Into<EmbeddingVector>,
         timeout_ms: u64,
     ) -> Result<(), CacheError> {
-        self.put_until(&key, embedding.into(), Some(Duration::from_millis(timeout_ms))).await
+        let limit = Some(Duration::from_millis(timeout_ms));
+        self.put_until(&key, embedding.into(), Terms::default(), limit).await
     }
 
     /// Removes the embedding of `key` and returns it, if it was alive. The write lock of one shard;
@@ -197,6 +231,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         &self,
         key: &K,
         vector: EmbeddingVector,
+        terms: Terms,
         limit: Option<Duration>,
     ) -> Result<(), CacheError> {
         let Inner { core, waiters, .. } = &*self.inner;
@@ -204,7 +239,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let mut contended = 0;
         let attempt = |slice| {
             let (stored, vector) = entry.take()?;
-            let refused = match core.insert_slice(stored, vector, slice) {
+            let refused = match core.insert_slice(stored, vector, terms, slice) {
                 Ok(()) => return Some(Ok(())),
                 Err(refused) => refused,
             };
@@ -234,22 +269,15 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     }
 
     /// Lets in what may be stored: the stored form of the key, and the vector.
-    fn admit(
+    pub(super) fn admit(
         &self,
         key: &K,
         vector: EmbeddingVector,
     ) -> Result<(Stored<K>, EmbeddingVector), CacheError> {
-        let invalid = match vector.first_non_finite() {
-            _ if vector.is_empty() => Some(ErrorKind::EmptyVector),
-            Some((index, value)) if !self.inner.allow_non_finite => {
-                Some(ErrorKind::NonFinite { index, dimensions: vector.dimensions(), value })
-            }
-            _ => None,
-        };
-        let admitted = match invalid {
-            Some(kind) => Err(CacheError::new(kind)),
-            None => key.to_stored(),
-        };
+        let admitted = key.to_stored().and_then(|stored| {
+            self.inner.admission.check::<K>(&stored, &vector)?;
+            Ok(stored)
+        });
         match admitted {
             Ok(stored) => Ok((stored, vector)),
             Err(error) => {
@@ -260,7 +288,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     }
 }
 
-fn give_back<K>(refused: InsertError<K, EmbeddingVector>) -> CacheError {
+pub(super) fn give_back<K>(refused: InsertError<K, EmbeddingVector>) -> CacheError {
     let (error, _, vector) = refused.into_parts();
     error.giving_back(vector)
 }

@@ -11,6 +11,8 @@ use crate::sharded::{
 };
 use crate::vector::EmbeddingVector;
 
+use super::admission::Admission;
+use super::key::ModelName;
 use super::{CacheKey, EmbeddingCache, EmbeddingKey, Stored, weigh};
 
 /// By default a shard is for at least this many bytes, as it is for at least 256 entries: some
@@ -41,7 +43,31 @@ pub struct EmbeddingCacheBuilder<K: EmbeddingKey = CacheKey, S = DefaultHashBuil
     max_entries: Option<usize>,
     max_bytes: Option<u64>,
     shards: Option<usize>,
-    allow_non_finite: bool,
+    admission: Admission,
+    loading: Loading,
+    name: String,
+}
+
+/// What bounds the loads of a cache.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Loading {
+    pub(super) max_batch: usize,
+    pub(super) max_in_flight: usize,
+    pub(super) max_concurrent: usize,
+    pub(super) stale_while_revalidate: Duration,
+    pub(super) stale_if_error: Duration,
+}
+
+impl Default for Loading {
+    fn default() -> Self {
+        Self {
+            max_batch: 64,
+            max_in_flight: 1 << 16,
+            max_concurrent: 256,
+            stale_while_revalidate: Duration::ZERO,
+            stale_if_error: Duration::ZERO,
+        }
+    }
 }
 
 impl<K: EmbeddingKey> Default for EmbeddingCacheBuilder<K> {
@@ -51,7 +77,9 @@ impl<K: EmbeddingKey> Default for EmbeddingCacheBuilder<K> {
             max_entries: None,
             max_bytes: None,
             shards: None,
-            allow_non_finite: false,
+            admission: Admission::default(),
+            loading: Loading::default(),
+            name: String::new(),
         }
     }
 }
@@ -97,7 +125,63 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     /// Takes vectors with NaN or infinite components too. By default they are refused: they are a
     /// model's failure, and one in the cache poisons every comparison until it expires.
     pub fn allow_non_finite(self, allow: bool) -> Self {
-        Self { allow_non_finite: allow, ..self }
+        Self { admission: Admission { allow_non_finite: allow, ..self.admission }, ..self }
+    }
+
+    /// Takes vectors of so many components only, whatever the model, but for models that
+    /// [`model_dimensions`](Self::model_dimensions) names. A model that suddenly answers with
+    /// another number was changed, and its vectors compare with nothing.
+    pub fn dimensions(self, dimensions: usize) -> Self {
+        Self { admission: Admission { dimensions: Some(dimensions), ..self.admission }, ..self }
+    }
+
+    /// Takes vectors of so many components only for keys of `model`, whatever its revision.
+    pub fn model_dimensions(mut self, model: &str, dimensions: usize) -> Self {
+        self.admission.by_model.push((ModelName::new(model), dimensions));
+        self
+    }
+
+    /// The most keys that one call of a load's closure is asked for; 0 counts as 1. The default is
+    /// 64.
+    pub fn max_batch(self, keys: usize) -> Self {
+        Self { loading: Loading { max_batch: keys.max(1), ..self.loading }, ..self }
+    }
+
+    /// The most keys that may be loaded at the same time; more are refused
+    /// ([`CacheError::is_overloaded`]). The default is 65,536. They are not counted among the
+    /// [bytes](Self::max_bytes) of the cache: a key on its way takes up to 1 KB, and what its
+    /// closure holds, until its vector is there.
+    pub fn max_in_flight(self, keys: usize) -> Self {
+        Self { loading: Loading { max_in_flight: keys, ..self.loading }, ..self }
+    }
+
+    /// The most calls of loads' closures that run at the same time; more wait for their turn. The
+    /// default is 256; 0 counts as 1. A model that takes one call at a time is better served by a
+    /// [`Batcher`](crate::Batcher), which gathers what waits.
+    pub fn max_concurrent_loads(self, calls: usize) -> Self {
+        // As many permits as a semaphore can count.
+        let calls = calls.clamp(1, tokio::sync::Semaphore::MAX_PERMITS);
+        Self { loading: Loading { max_concurrent: calls, ..self.loading }, ..self }
+    }
+
+    /// For how long past its time-to-live a vector is still served by `get_or_embed` while a fresh
+    /// one is loaded in the background. The default is not at all. The embedding of the same text by
+    /// the same model revision is still right when it is old; so this trades nothing but memory for
+    /// the time that callers would wait. [`get`](EmbeddingCache::get) never serves it.
+    pub fn stale_while_revalidate(self, past: Duration) -> Self {
+        Self { loading: Loading { stale_while_revalidate: past, ..self.loading }, ..self }
+    }
+
+    /// For how long past its time-to-live a vector is still served by `get_or_embed` when a fresh
+    /// one cannot be loaded. The default is not at all.
+    pub fn stale_if_error(self, past: Duration) -> Self {
+        Self { loading: Loading { stale_if_error: past, ..self.loading }, ..self }
+    }
+
+    /// The name of the cache in metrics and spans; empty by default. Give each cache of a process
+    /// another.
+    pub fn name(self, name: impl Into<String>) -> Self {
+        Self { name: name.into(), ..self }
     }
 
     /// Another source of time, for tests.
@@ -112,7 +196,9 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
             max_entries: self.max_entries,
             max_bytes: self.max_bytes,
             shards: self.shards,
-            allow_non_finite: self.allow_non_finite,
+            admission: self.admission,
+            loading: self.loading,
+            name: self.name,
         }
     }
 
@@ -150,12 +236,14 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
         });
         // The size is that of the vector alone: a key that is a few bytes longer is no reason for
         // an entry to leave before others of its model.
+        let stale = self.loading.stale_while_revalidate.max(self.loading.stale_if_error);
         let core = core
+            .grace(stale)
             .shards(shards)
             .weigher(weigh::<K>)
             .size(|_: &Stored<K>, vector: &EmbeddingVector| vector.dimensions() as u64)
             .build()?;
-        Ok(EmbeddingCache::from_core(core, self.allow_non_finite))
+        Ok(EmbeddingCache::from_core(core, self.admission, self.loading, &self.name))
     }
 }
 
@@ -165,7 +253,9 @@ impl<K: EmbeddingKey, S> fmt::Debug for EmbeddingCacheBuilder<K, S> {
             .field("max_entries", &self.max_entries)
             .field("max_bytes", &self.max_bytes)
             .field("shards", &self.shards)
-            .field("allow_non_finite", &self.allow_non_finite)
+            .field("admission", &self.admission)
+            .field("loading", &self.loading)
+            .field("name", &self.name)
             .finish_non_exhaustive()
     }
 }

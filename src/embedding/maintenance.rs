@@ -1,12 +1,23 @@
-//! What is done to many entries: cleanup, clearing, going through them.
+//! What is done to many entries: cleanup, invalidation, going through them.
 
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::task::AbortHandle;
+use tokio::time::MissedTickBehavior;
+
+use crate::error::{CacheError, ErrorKind};
 use crate::sharded::Step;
 use crate::vector::EmbeddingVector;
 
-use super::{EmbeddingCache, EmbeddingKey, Inner};
+use super::key::{ModelName, TenantName};
+use super::load::call::catching;
+use super::{EmbeddingCache, EmbeddingKey, Inner, Stored};
 
-/// Bites of a cleanup, of 64 entries each, after which it yields to other tasks.
-const CLEANUP_STEPS: u64 = 16;
+/// Bites of a sweep, of 64 entries each, after which it yields to other tasks.
+const SWEEP_STEPS: u64 = 16;
 
 impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// Removes expired entries and returns how many. A shard whose cleanup guard is taken is
@@ -30,32 +41,17 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// # }).unwrap();
     /// ```
     pub async fn cleanup_expired_safe(&self) -> usize {
-        let Inner { core, waiters, .. } = &*self.inner;
-        let mut cleanup = core.start_cleanup();
-        let mut removed = 0;
-        for steps in 1_u64.. {
-            let attempt = |slice| match cleanup.step_slice(slice) {
-                Step::Locked => None,
-                step => Some(step),
-            };
-            match waiters.until(None, attempt).await {
-                Some(Step::Removed(bite)) => removed += bite,
-                _ => break,
-            }
-            if steps % CLEANUP_STEPS == 0 {
-                tokio::task::yield_now().await;
-            }
-        }
+        let mut cleanup = self.inner.core.start_cleanup();
+        let removed = self.inner.sweep(|slice| cleanup.step_slice(slice)).await;
         cleanup.end();
         removed
     }
 
-    /// Removes everything, in constant time under the lock of each shard; yields to other tasks
-    /// after each shard.
+    /// Removes everything; [`invalidate_all`](Self::invalidate_all) without the count.
     ///
     /// # Cancel safety
     ///
-    /// Dropped at an `.await`, it has emptied some of the shards.
+    /// As [`invalidate_all`](Self::invalidate_all).
     ///
     /// ```
     /// # use embedding_cache::{CacheKey, EmbeddingCache};
@@ -69,13 +65,129 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// # }).unwrap();
     /// ```
     pub async fn clear(&self) {
-        let Inner { core, waiters, .. } = &*self.inner;
-        let mut farewell = core.farewell();
-        for shard in 0..core.shards() {
-            waiters.until(None, |slice| core.clear_slice(shard, &mut farewell, slice)).await;
-            tokio::task::yield_now().await;
-        }
-        farewell.end();
+        self.invalidate_all().await;
+    }
+
+    /// Removes everything and returns how many entries that were.
+    ///
+    /// It takes effect at one instant, whatever the cache holds: from then on nobody is served what
+    /// was stored before, and what is being loaded is delivered to who waits for it but not stored.
+    /// Readers pay one comparison for this. Then memory is given back, shard by shard, in constant
+    /// time under the lock of each; yields to other tasks in between.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has invalidated everything; some of the memory comes back when
+    /// the next writer comes by.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.put(key.clone(), [0.6, 0.8]).await?;
+    /// assert_eq!(cache.invalidate_all().await, 1);
+    /// assert_eq!(cache.get(&key).await, None);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn invalidate_all(&self) -> usize {
+        let mut invalidation = self.inner.core.start_invalidation();
+        let removed = self.inner.sweep(|slice| invalidation.step_slice(slice)).await;
+        invalidation.end();
+        removed
+    }
+
+    /// Removes the embeddings of a model, whatever its revision, and returns how many those were:
+    /// keys whose `model_version` is `model`, or `model`, `@` and a revision, and a
+    /// [`ContentKey`](crate::ContentKey) that was made for it.
+    ///
+    /// Goes through everything, under the write lock of one shard at a time for at most 64 entries;
+    /// yields to other tasks in between. What was being loaded when this began, of any model, is
+    /// delivered but not stored.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has removed some of them.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// cache.put(CacheKey::new("9f86d081", "e5-base@1"), [0.6, 0.8]).await?;
+    /// cache.put(CacheKey::new("9f86d081", "e5-large@1"), [0.6, 0.8]).await?;
+    /// assert_eq!(cache.invalidate_model("e5-base").await, 1);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn invalidate_model(&self, model: &str) -> usize {
+        let model = ModelName::new(model);
+        self.remove_if(|key, _| K::belongs_to_model(key, &model)).await
+    }
+
+    /// Removes the embeddings of a tenant and returns how many those were: of keys that a
+    /// [`KeySpec`](crate::KeySpec) with that tenant made. A key that merely looks so, by a chance
+    /// of one in four billion, is removed as well.
+    ///
+    /// Otherwise as [`invalidate_model`](Self::invalidate_model).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has removed some of them.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let acme = CacheKey::builder("e5-base").tenant("acme");
+    /// cache.put(acme.text("red"), [0.6, 0.8]).await?;
+    /// assert_eq!(cache.invalidate_tenant("acme").await, 1);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn invalidate_tenant(&self, tenant: &str) -> usize {
+        let tenant = TenantName::new(tenant);
+        self.remove_if(|key, _| K::belongs_to_tenant(key, &tenant)).await
+    }
+
+    /// Removes the live entries for which `predicate` holds and returns how many it removed
+    /// (expired ones that it came by among them).
+    ///
+    /// **`predicate` runs under the write lock of a shard**, for up to 64 entries a lock hold; it
+    /// must not use this cache. Allocates a key for each entry that it is shown. Otherwise as
+    /// [`invalidate_model`](Self::invalidate_model).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has removed some of them.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// cache.put(CacheKey::new("9f86d081", "e5-base@1"), [0.6, 0.8]).await?;
+    /// cache.put(CacheKey::new("9f86d081", "e5-base@2"), [0.6, 0.8, 0.0]).await?;
+    /// assert_eq!(cache.invalidate_if(|_, vector| vector.dimensions() == 2).await, 1);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn invalidate_if(
+        &self,
+        mut predicate: impl FnMut(&K, &EmbeddingVector) -> bool,
+    ) -> usize {
+        self.remove_if(|key, vector| predicate(&K::from_stored(key), vector)).await
+    }
+
+    async fn remove_if(
+        &self,
+        mut predicate: impl FnMut(&Stored<K>, &EmbeddingVector) -> bool,
+    ) -> usize {
+        let core = &self.inner.core;
+        core.begin_invalidation();
+        let mut retain = core.start_retain(|key, vector| !predicate(key, vector));
+        let removed = self.inner.sweep(|slice| retain.step_slice(slice)).await;
+        retain.end();
+        removed
     }
 
     /// Keeps the live entries for which `keep` holds, removes the others, and returns how many it
@@ -97,5 +209,143 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     pub fn retain(&self, mut keep: impl FnMut(&K, &EmbeddingVector) -> bool) -> usize {
         self.inner.core.retain(|key, vector| keep(&K::from_stored(key), vector))
+    }
+}
+
+impl<K: EmbeddingKey, S> EmbeddingCache<K, S>
+where
+    S: Send + Sync + 'static,
+{
+    /// Spawns a task that removes expired entries every `interval`, until the handle or the cache is
+    /// dropped. With the feature `metrics` it publishes them as well.
+    ///
+    /// Without it, expired entries leave when they are looked up, and first when room is needed: it
+    /// is memory that it gives back sooner. It holds no strong reference to the cache between two
+    /// cleanups, and survives an eviction listener that panics. A cleanup that takes longer than
+    /// the interval delays the next.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::is_configuration`] outside a tokio runtime, or if `interval` is zero.
+    ///
+    /// # Panics
+    ///
+    /// In a runtime without timers.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::EmbeddingCache;
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let _cleanup = cache.spawn_cleanup(Duration::from_secs(30))?;
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn spawn_cleanup(&self, interval: Duration) -> Result<CleanupHandle, CacheError> {
+        if interval.is_zero() {
+            return Err(ErrorKind::Zero { what: "the interval of a cleanup" }.into());
+        }
+        let runtime =
+            Handle::try_current().map_err(|_| ErrorKind::NoRuntime { what: "a cleanup" })?;
+        // Longer ones overflow the timers.
+        let interval = interval.min(LONGEST_INTERVAL);
+        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let cache = Arc::downgrade(&self.inner);
+        let task = runtime.spawn(async move {
+            loop {
+                ticks.tick().await;
+                let Some(inner) = cache.upgrade() else { break };
+                let cache = Self { inner };
+                // A panic of the listener: the cleanup has done its work all the same.
+                drop(catching(cache.cleanup_expired_safe()).await);
+                #[cfg(feature = "metrics")]
+                cache.publish_metrics();
+            }
+        });
+        Ok(CleanupHandle { task: task.abort_handle() })
+    }
+}
+
+/// Ten years.
+const LONGEST_INTERVAL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+#[cfg(feature = "metrics")]
+impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
+    /// Copies the counts and gauges of the cache to the recorder of the `metrics` facade, under the
+    /// cache's [name](super::EmbeddingCacheBuilder::name). Call it before a scrape;
+    /// [`spawn_cleanup`](Self::spawn_cleanup) does at its interval. `O(shards)`, no lock.
+    ///
+    /// Only `embedding_cache_load_seconds`, a histogram with one sample for each model call, is
+    /// recorded as it happens. Gets and puts never touch a metric: the cache has counted them.
+    ///
+    /// | metric | kind | |
+    /// |---|---|---|
+    /// | `embedding_cache_hits_total`, `_misses_total` | counter | gets |
+    /// | `embedding_cache_joins_total` | counter | keys that another call was loading |
+    /// | `embedding_cache_loads_total`, `_loaded_total`, `_load_failures_total` | counter | model calls; embeddings they answered; keys they failed |
+    /// | `embedding_cache_load_seconds` | histogram | time of a model call |
+    /// | `embedding_cache_stale_served_total` | counter | vectors served past their time-to-live |
+    /// | `embedding_cache_insertions_total`, `_updates_total`, `_rejected_total`, `_timeouts_total` | counter | puts |
+    /// | `embedding_cache_evictions_total` | counter | entries that left; label `cause`: `size`, `weight`, `expired`, `removed` |
+    /// | `embedding_cache_entries`, `_bytes`, `_keys_in_flight` | gauge | what is held |
+    ///
+    /// Each has the label `cache`.
+    ///
+    /// ```
+    /// # use embedding_cache::EmbeddingCache;
+    /// let cache = EmbeddingCache::builder().max_entries(100).name("documents").build()?;
+    /// cache.publish_metrics();
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
+    pub fn publish_metrics(&self) {
+        self.inner.observer.publish(&self.info());
+    }
+}
+
+impl<K: EmbeddingKey, S> Inner<K, S> {
+    /// Takes a sweep step by step to its end, and returns how many entries it removed.
+    async fn sweep(&self, mut step: impl FnMut(Duration) -> Step) -> usize {
+        let mut removed = 0;
+        for steps in 1_u64.. {
+            let attempt = |slice| match step(slice) {
+                Step::Locked => None,
+                step => Some(step),
+            };
+            match self.waiters.until(None, attempt).await {
+                Some(Step::Removed(bite)) => removed += bite,
+                _ => break,
+            }
+            if steps % SWEEP_STEPS == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        removed
+    }
+}
+
+/// A background cleanup, from [`EmbeddingCache::spawn_cleanup`]. Dropping it stops the cleanup.
+#[must_use = "dropping it stops the cleanup"]
+pub struct CleanupHandle {
+    task: AbortHandle,
+}
+
+impl CleanupHandle {
+    /// Whether the cleanup has ended: its cache was dropped, or its runtime shut down.
+    #[must_use]
+    pub fn is_finished(&self) -> bool {
+        self.task.is_finished()
+    }
+}
+
+impl Drop for CleanupHandle {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl fmt::Debug for CleanupHandle {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CleanupHandle").field("is_finished", &self.is_finished()).finish()
     }
 }

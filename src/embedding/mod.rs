@@ -6,14 +6,21 @@
 //! [`access`] to one key and [`maintenance`] of all of them.
 
 mod access;
+mod admission;
+mod batch;
+mod batcher;
 mod builder;
 mod key;
+mod load;
 mod maintenance;
+mod observe;
 mod wait;
 
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
+
+use tokio::sync::Semaphore;
 
 use crate::hasher::DefaultHashBuilder;
 use crate::sharded::{EvictionPolicy, MemoryPressure, ShardedCache};
@@ -23,7 +30,15 @@ use crate::vector::EmbeddingVector;
 pub use builder::EmbeddingCacheBuilder;
 pub use key::{CacheKey, EmbeddingKey};
 
+pub use batcher::{Batcher, BatcherBuilder};
+pub use load::{IntoEmbedding, IntoEmbeddings, Load, Missing};
+pub use maintenance::CleanupHandle;
+
+use admission::Admission;
+use builder::Loading;
 use key::form::Form;
+use load::Flights;
+use observe::Observer;
 use wait::Waiters;
 
 /// What an entry weighs beside the text of its key and its vector, in bytes: its slot (64), and its
@@ -93,7 +108,15 @@ pub struct EmbeddingCache<K: EmbeddingKey = CacheKey, S = DefaultHashBuilder> {
 struct Inner<K: EmbeddingKey, S> {
     core: Core<K, S>,
     waiters: Waiters,
-    allow_non_finite: bool,
+    admission: Admission,
+    /// The keys that are being loaded: only those, never a vector that is stored.
+    flights: Flights<Stored<K>>,
+    /// The calls of loads that may still begin.
+    calls: Semaphore,
+    max_batch: usize,
+    stale_while_revalidate: Duration,
+    stale_if_error: Duration,
+    observer: Observer,
 }
 
 impl EmbeddingCache {
@@ -134,8 +157,18 @@ impl EmbeddingCache {
 }
 
 impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
-    fn from_core(core: Core<K, S>, allow_non_finite: bool) -> Self {
-        let inner = Inner { core, waiters: Waiters::default(), allow_non_finite };
+    fn from_core(core: Core<K, S>, admission: Admission, loading: Loading, name: &str) -> Self {
+        let inner = Inner {
+            core,
+            waiters: Waiters::default(),
+            admission,
+            flights: Flights::new(loading.max_in_flight),
+            calls: Semaphore::new(loading.max_concurrent),
+            max_batch: loading.max_batch,
+            stale_while_revalidate: loading.stale_while_revalidate,
+            stale_if_error: loading.stale_if_error,
+            observer: Observer::new(name),
+        };
         Self { inner: Arc::new(inner) }
     }
 
@@ -153,7 +186,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     #[must_use]
     pub fn stats(&self) -> CacheStats {
-        self.inner.core.stats()
+        self.inner.observer.add_to(self.inner.core.stats())
     }
 
     /// How full the cache is, its limits and its counts. `O(shards)`, no lock.
@@ -181,7 +214,8 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
             shards: core.shards(),
             created_at: core.created_at(),
             taken_at: core.wall_time(),
-            stats: core.stats(),
+            keys_in_flight: self.inner.flights.len(),
+            stats: self.stats(),
         }
     }
 

@@ -93,6 +93,7 @@ impl Counters {
             removals: owned(&self.removals),
             rejected: shared(&self.rejected),
             timeouts: shared(&self.timeouts),
+            ..CacheStats::default()
         }
     }
 }

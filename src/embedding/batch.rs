@@ -1,0 +1,132 @@
+//! Access to many keys at once: each shard visited once for a batch of up to 64.
+
+use std::hash::BuildHasher;
+
+use smallvec::SmallVec;
+
+use crate::error::CacheError;
+use crate::sharded::{GROUP, Progress, Terms};
+use crate::vector::EmbeddingVector;
+
+use super::access::give_back;
+use super::key::form::Form;
+use super::{EmbeddingCache, EmbeddingKey, Inner, Stored};
+
+impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
+    /// The embeddings of many keys, in their order, each counted as by [`get`](Self::get).
+    ///
+    /// Faster than a loop: for each 64 keys, every shard that they need is locked once, and the
+    /// memory accesses of one key overlap with those of the next. `O(keys)`; allocates the result
+    /// only.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has counted some of the keys and changed nothing.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let keys = ["red", "green"].map(|text| CacheKey::new(text, "toy"));
+    /// cache.put(keys[1].clone(), [0.6, 0.8]).await?;
+    /// let found = cache.get_many(&keys).await;
+    /// assert!(found[0].is_none());
+    /// assert_eq!(found[1].as_ref().unwrap(), &[0.6, 0.8]);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn get_many(&self, keys: impl AsRef<[K]>) -> Vec<Option<EmbeddingVector>> {
+        let keys = keys.as_ref();
+        let mut found = Vec::with_capacity(keys.len());
+        self.get_each(keys, |vector| found.push(vector)).await;
+        found
+    }
+
+    /// Calls `push` with the embedding of each key, in their order, with no lock held.
+    pub(super) async fn get_each(&self, keys: &[K], mut push: impl FnMut(Option<EmbeddingVector>)) {
+        let Inner { core, waiters, .. } = &*self.inner;
+        for group in keys.chunks(GROUP) {
+            let probes: SmallVec<[K::Probe<'_>; GROUP]> = group.iter().map(Form::probe).collect();
+            let attempt =
+                |slice| core.get_group_slice(&probes, slice, &mut push).then_some(());
+            waiters.until(None, attempt).await;
+        }
+    }
+
+    /// Stores many embeddings, each as by [`put`](Self::put), and returns a result for each in
+    /// their order: one that is refused fails alone, and its error gives the vector back. Of two
+    /// with the same key the later one stays.
+    ///
+    /// Faster than a loop: for each 64 entries, every shard that they need is locked once, as long
+    /// as few entries must leave to make room. `O(entries)` amortized.
+    ///
+    /// # Errors
+    ///
+    /// For each entry as by [`put`](Self::put).
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has stored some of the entries.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let results = cache
+    ///     .put_many([
+    ///         (CacheKey::new("red", "toy"), vec![0.6, 0.8]),
+    ///         (CacheKey::new("green", "toy"), vec![f32::NAN, 1.0]),
+    ///     ])
+    ///     .await;
+    /// assert!(results[0].is_ok());
+    /// assert!(results[1].as_ref().unwrap_err().is_invalid_vector());
+    /// # });
+    /// ```
+    pub async fn put_many<V: Into<EmbeddingVector>>(
+        &self,
+        entries: impl IntoIterator<Item = (K, V)>,
+    ) -> Vec<Result<(), CacheError>> {
+        let mut results = Vec::new();
+        let mut admitted = Vec::new();
+        let mut positions = Vec::new();
+        for (key, vector) in entries {
+            let admission = self.admit(&key, vector.into());
+            positions.extend(admission.is_ok().then_some(results.len()));
+            results.push(admission.map(|entry| admitted.push(entry)));
+        }
+        let stored = self.inner.insert_all(admitted, Terms::default()).await;
+        for (position, result) in positions.into_iter().zip(stored) {
+            results[position] = result;
+        }
+        results
+    }
+}
+
+impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
+    /// Stores entries that were admitted; a result for each, in their order.
+    pub(super) async fn insert_all(
+        &self,
+        entries: Vec<(Stored<K>, EmbeddingVector)>,
+        terms: Terms,
+    ) -> Vec<Result<(), CacheError>> {
+        let mut insert = self.core.start_insert_many(entries, terms);
+        let mut steps = 0_u64;
+        loop {
+            let attempt = |slice| match insert.step_slice(slice) {
+                Progress::Locked => None,
+                progress => Some(progress),
+            };
+            if !matches!(self.waiters.until(None, attempt).await, Some(Progress::Some)) {
+                break;
+            }
+            steps += 1;
+            if steps % STEPS == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+        insert.end().into_iter().map(|result| result.map_err(give_back)).collect()
+    }
+}
+
+/// Lock holds, of up to 64 entries each, after which a batch yields to other tasks.
+const STEPS: u64 = 16;
