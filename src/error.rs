@@ -54,6 +54,12 @@ pub(crate) enum ErrorKind {
     EmptyVector,
     #[error("the key's texts are {bytes} bytes together; the limit is {limit}")]
     KeyTooLong { bytes: usize, limit: usize },
+    #[error("a content key is {limit} hexadecimal digits; this text is {bytes} bytes long")]
+    ContentKeyLength { bytes: usize, limit: usize },
+    #[error(
+        "a content key is {limit} hexadecimal digits; at byte {index} of this text is {found:?}"
+    )]
+    ContentKeyDigit { index: usize, found: char, limit: usize },
     #[error("a time-to-live of {ttl:?} is over the limit of {limit:?}")]
     TtlTooLong { ttl: Duration, limit: Duration },
     #[error("{shards} shards asked for; a cache has 1 to {limit}")]
@@ -109,10 +115,16 @@ impl CacheError {
         matches!(self.0.kind, ErrorKind::NonFinite { .. } | ErrorKind::EmptyVector)
     }
 
-    /// The key is longer than a cache stores.
+    /// The key is longer than a cache stores, or a text that was to be read as a
+    /// [`ContentKey`](crate::ContentKey) is none.
     #[must_use]
     pub fn is_invalid_key(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::KeyTooLong { .. })
+        matches!(
+            self.0.kind,
+            ErrorKind::KeyTooLong { .. }
+                | ErrorKind::ContentKeyLength { .. }
+                | ErrorKind::ContentKeyDigit { .. }
+        )
     }
 
     /// The time-to-live is longer than the clock can count.
