@@ -432,6 +432,7 @@ impl SingleLockCache {
             max_size: self.max_size,
             memory_bytes: entries.bytes,
             memory_limit_bytes: self.memory_limit,
+            keys_in_flight: 0,
             shards: 1,
             created_at: self.created_at,
             taken_at: Utc::now(),

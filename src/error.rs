@@ -65,7 +65,7 @@ pub(crate) enum ErrorKind {
     LoadPanicked { message: Arc<str> },
     #[error("the model answered {answered} embeddings for {asked} inputs; none of them is used")]
     WrongCount { asked: usize, answered: usize },
-    #[error("the embedding did not come within {waited:?}; the load goes on and will be stored")]
+    #[error("the embedding did not come within {waited:?}")]
     LoadTimeout { waited: Duration },
     #[error("{limit} keys are being loaded already, the most this cache allows at once")]
     Overloaded { limit: usize },
@@ -75,6 +75,12 @@ pub(crate) enum ErrorKind {
     NoRuntime { what: &'static str },
     #[error("{what} is 0; it must be at least 1")]
     Zero { what: &'static str },
+    #[error("a content key is {limit} hexadecimal digits; this text is {bytes} bytes long")]
+    ContentKeyLength { bytes: usize, limit: usize },
+    #[error(
+        "a content key is {limit} hexadecimal digits; at byte {index} of this text is {found:?}"
+    )]
+    ContentKeyDigit { index: usize, found: char, limit: usize },
     #[error("a time-to-live of {ttl:?} is over the limit of {limit:?}")]
     TtlTooLong { ttl: Duration, limit: Duration },
     #[error("{shards} shards asked for; a cache has 1 to {limit}")]
@@ -187,10 +193,16 @@ impl CacheError {
         )
     }
 
-    /// The key is longer than a cache stores.
+    /// The key is longer than a cache stores, or a text that was to be read as a
+    /// [`ContentKey`](crate::ContentKey) is none.
     #[must_use]
     pub fn is_invalid_key(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::KeyTooLong { .. })
+        matches!(
+            self.0.kind,
+            ErrorKind::KeyTooLong { .. }
+                | ErrorKind::ContentKeyLength { .. }
+                | ErrorKind::ContentKeyDigit { .. }
+        )
     }
 
     /// The time-to-live is longer than the clock can count.

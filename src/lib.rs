@@ -76,7 +76,8 @@ mod sync;
 mod vector;
 
 pub use embedding::{
-    CacheKey, ENTRY_OVERHEAD, EmbeddingCache, EmbeddingCacheBuilder, EmbeddingKey,
+    CacheKey, ContentKey, ENTRY_OVERHEAD, EmbeddingCache, EmbeddingCacheBuilder, EmbeddingKey,
+    KeySpec, Role, Truncation,
 };
 pub use equivalent::Equivalent;
 pub use error::{CacheError, InsertError};

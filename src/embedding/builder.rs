@@ -12,7 +12,7 @@ use crate::sharded::{
 use crate::vector::EmbeddingVector;
 
 use super::admission::Admission;
-use super::key::ModelName;
+use super::key::names::ModelName;
 use super::{CacheKey, EmbeddingCache, EmbeddingKey, Stored, weigh};
 
 /// By default a shard is for at least this many bytes, as it is for at least 256 entries: some
@@ -70,6 +70,28 @@ impl Default for Loading {
     }
 }
 
+// Here rather than for every `K`: `EmbeddingCache::builder()` then means `CacheKey` without a word.
+impl EmbeddingCache {
+    /// Starts to configure a cache for another kind of key: `builder_for::<ContentKey>()`.
+    /// [`builder`](Self::builder) is the same for [`CacheKey`]. `O(1)`, no allocation.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use embedding_cache::{ContentKey, EmbeddingCache};
+    ///
+    /// let cache: EmbeddingCache<ContentKey> =
+    ///     EmbeddingCache::builder_for::<ContentKey>().max_entries(10_000).build()?;
+    /// let spec = ContentKey::builder("e5-base").revision("1");
+    /// cache.put_blocking(spec.text("a text"), [0.6, 0.8])?;
+    /// assert_eq!(cache.get_blocking(&spec.text("a text")).unwrap(), [0.6, 0.8]);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
+    pub fn builder_for<K: EmbeddingKey>() -> EmbeddingCacheBuilder<K> {
+        EmbeddingCacheBuilder::default()
+    }
+}
+
 impl<K: EmbeddingKey> Default for EmbeddingCacheBuilder<K> {
     fn default() -> Self {
         Self {
@@ -92,7 +114,8 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     }
 
     /// The most bytes the cache holds, at every instant: for each entry the text of its key, its
-    /// vector, and [`ENTRY_OVERHEAD`](super::ENTRY_OVERHEAD).
+    /// vector, and [`ENTRY_OVERHEAD`](super::ENTRY_OVERHEAD), with a
+    /// [`ContentKey`](super::ContentKey) 8 more.
     pub fn max_bytes(self, max: u64) -> Self {
         Self { max_bytes: Some(max), ..self }
     }

@@ -28,7 +28,7 @@ use crate::stats::{CacheInfo, CacheStats};
 use crate::vector::EmbeddingVector;
 
 pub use builder::EmbeddingCacheBuilder;
-pub use key::{CacheKey, EmbeddingKey};
+pub use key::{CacheKey, ContentKey, EmbeddingKey, KeySpec, Role, Truncation};
 
 pub use batcher::{Batcher, BatcherBuilder};
 pub use load::{IntoEmbedding, IntoEmbeddings, Load, Missing};
@@ -47,10 +47,13 @@ use wait::Waiters;
 ///
 /// The weight of an entry is `key text + vector allocation (4 × dimensions + 16) + ENTRY_OVERHEAD`,
 /// within a tenth of what a counting allocator sees, from 16 dimensions on.
+///
+/// That is for a [`CacheKey`]. A [`ContentKey`] has no text and is 8 bytes larger in its slot (72): its
+/// entry weighs `vector allocation + ENTRY_OVERHEAD + 8`.
 pub const ENTRY_OVERHEAD: u64 = 98;
 
 fn weigh<K: EmbeddingKey>(key: &Stored<K>, vector: &EmbeddingVector) -> u64 {
-    K::heap_bytes(key) + vector.heap_bytes() + ENTRY_OVERHEAD
+    K::heap_bytes(key) + vector.heap_bytes() + K::OVERHEAD
 }
 
 /// The form in which a cache stores a key.

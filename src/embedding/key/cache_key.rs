@@ -1,10 +1,14 @@
 //! The documented key.
 
 use std::fmt;
+use std::sync::Arc;
 
 use crate::error::CacheError;
 
+use super::ContentKey;
 use super::form::Form;
+use super::names::{ModelName, TenantName};
+use super::spec::KeySpec;
 use super::stored::{Probe, StoredKey};
 
 /// What an embedding was computed from: the text (by its hash), the model, and optionally which
@@ -14,8 +18,10 @@ use super::stored::{Probe, StoredKey};
 /// so `("ab", "c")` and `("a", "bc")` are different keys. `chunk_id: None` differs from
 /// `Some(String::new())`.
 ///
-/// Everything that changes the vector belongs into the key: if a query prefix, a truncation or an
-/// output dimension is configurable, put it into `model_version`. The order is that of the fields.
+/// Everything that changes the vector belongs into the key: the revision of the model, the role of
+/// the text, a prompt, the dimensions that were asked for. A [`KeySpec`] from
+/// [`builder`](Self::builder) sees to that; in a key made by hand ([`new`](Self::new)) they have to go
+/// into `model_version`. The order is that of the fields.
 ///
 /// # Examples
 ///
@@ -24,6 +30,9 @@ use super::stored::{Probe, StoredKey};
 ///
 /// let key = CacheKey::new("9f86d081884c7d65", "e5-base@1").with_chunk("7");
 /// assert_eq!(key.to_string(), "e5-base@1/9f86d081884c7d65#7");
+///
+/// let key = CacheKey::builder("e5-base").revision("1").text("a text");
+/// assert_eq!((key.model_version.as_str(), key.content_hash.len()), ("e5-base@1", 64));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
@@ -37,6 +46,27 @@ pub struct CacheKey {
 }
 
 impl CacheKey {
+    /// Starts to say what, beside the text, determines the vectors of `model`; see [`KeySpec`]. Its
+    /// keys have the 64 hexadecimal digits of the corresponding [`ContentKey`] as `content_hash`, and
+    /// `model` or `model@revision` as `model_version`.
+    ///
+    /// `model` is the name without a revision; names are taken byte by byte. `O(model)`, two
+    /// allocations. Model and revision are part of the key, which a cache refuses over 1 MiB; nothing
+    /// else is limited.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use embedding_cache::CacheKey;
+    ///
+    /// let spec = CacheKey::builder("e5-base").revision("1");
+    /// let key = spec.text("a text").with_chunk("7");
+    /// assert_eq!(key.model_version, "e5-base@1");
+    /// ```
+    pub fn builder(model: impl Into<Arc<str>>) -> KeySpec<Self> {
+        KeySpec::new(model.into())
+    }
+
     /// A key without a chunk.
     pub fn new(content_hash: impl Into<String>, model_version: impl Into<String>) -> Self {
         Self {
@@ -68,6 +98,8 @@ impl Form for CacheKey {
     type Stored = StoredKey;
     type Probe<'a> = Probe<'a>;
 
+    const OVERHEAD: u64 = crate::ENTRY_OVERHEAD;
+
     #[inline]
     fn probe(&self) -> Probe<'_> {
         Probe::from(self)
@@ -83,6 +115,18 @@ impl Form for CacheKey {
 
     fn heap_bytes(stored: &StoredKey) -> u64 {
         stored.heap_bytes()
+    }
+
+    fn specified(key: ContentKey, model_version: &str) -> Self {
+        Self::new(key.to_hex(), model_version)
+    }
+
+    fn belongs_to_model(stored: &StoredKey, model: &ModelName) -> bool {
+        model.is_of(stored.model())
+    }
+
+    fn belongs_to_tenant(stored: &StoredKey, tenant: &TenantName) -> bool {
+        tenant.is_in(stored.content())
     }
 }
 

@@ -1,17 +1,40 @@
 //! Keys: what a user names an embedding by, and the form in which the cache stores it.
 
 mod cache_key;
+mod content_key;
+mod framing;
+mod hex;
+mod names;
+mod spec;
 mod stored;
 
 use form::Form;
 
 pub use cache_key::CacheKey;
+pub use content_key::ContentKey;
+pub use spec::{KeySpec, Role, Truncation};
 
 /// A key that an [`EmbeddingCache`](crate::EmbeddingCache) can be made for: [`CacheKey`], which says
-/// in words what a vector was computed from.
+/// in words what a vector was computed from and is the default, or [`ContentKey`], which says it in 32
+/// bytes. A [`KeySpec`] makes either, with the same digest.
 ///
 /// Sealed: how a key is stored, hashed and compared is what keeps a wrong vector from being
 /// returned, and is not left to others.
+///
+/// # Examples
+///
+/// ```
+/// use embedding_cache::{CacheKey, ContentKey, EmbeddingCache, EmbeddingKey};
+///
+/// fn held<K: EmbeddingKey>(cache: &EmbeddingCache<K>) -> usize {
+///     cache.info().size
+/// }
+///
+/// let words: EmbeddingCache<CacheKey> = EmbeddingCache::builder().max_entries(10).build()?;
+/// let digests = EmbeddingCache::builder_for::<ContentKey>().max_entries(10).build()?;
+/// assert_eq!((held(&words), held(&digests)), (0, 0));
+/// # Ok::<(), embedding_cache::CacheError>(())
+/// ```
 pub trait EmbeddingKey: Form {}
 
 pub(crate) mod form {
@@ -22,6 +45,9 @@ pub(crate) mod form {
 
     use crate::error::CacheError;
 
+    use super::ContentKey;
+    pub(crate) use super::names::{ModelName, TenantName};
+
     /// How a key is looked up and stored. A lookup allocates nothing; what is stored is compact and
     /// gives the key back without loss.
     pub trait Form: Clone + Eq + Hash + Debug + Send + Sync + 'static {
@@ -31,6 +57,9 @@ pub(crate) mod form {
         type Probe<'a>: Hash + Equivalent<Self::Stored> + Send + Sync
         where
             Self: 'a;
+
+        /// What an entry weighs beside its vector and the heap of its key, in bytes.
+        const OVERHEAD: u64;
 
         fn probe(&self) -> Self::Probe<'_>;
 
@@ -43,5 +72,19 @@ pub(crate) mod form {
 
         /// Bytes of the stored form beyond its slot.
         fn heap_bytes(stored: &Self::Stored) -> u64;
+
+        /// The key that a specification makes: by its digest, and the model as people read it.
+        fn specified(key: ContentKey, model_version: &str) -> Self;
+
+        /// Whether the entry is one of `model`, in whatever revision. May be wrong by chance for the
+        /// entry of another model, once in 2^32; never for one of this model. Allocates nothing.
+        fn belongs_to_model(stored: &Self::Stored, model: &ModelName) -> bool;
+
+        /// Whether the entry is one of `tenant`. May be wrong by chance for the entry of another or of
+        /// none, once in 2^32; never for one of this tenant. Allocates nothing.
+        fn belongs_to_tenant(stored: &Self::Stored, tenant: &TenantName) -> bool;
     }
 }
+
+#[cfg(test)]
+mod tests;

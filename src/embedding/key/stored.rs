@@ -134,6 +134,16 @@ impl StoredKey {
         (content, model, chunk)
     }
 
+    /// The content hash; usually of digits.
+    pub(super) fn content(&self) -> &[u8] {
+        self.texts().0
+    }
+
+    /// The model, with its revision.
+    pub(super) fn model(&self) -> &[u8] {
+        self.texts().1
+    }
+
     /// Bytes of the key's heap block.
     pub(super) fn heap_bytes(&self) -> u64 {
         self.text.len() as u64
