@@ -12,7 +12,7 @@ use crate::sharded::{
 use crate::vector::EmbeddingVector;
 
 use super::admission::Admission;
-use super::key::names::ModelName;
+use super::key::form::ModelName;
 use super::{CacheKey, EmbeddingCache, EmbeddingKey, Stored, weigh};
 
 /// By default a shard is for at least this many bytes, as it is for at least 256 entries: some

@@ -12,7 +12,7 @@ use crate::error::{CacheError, ErrorKind};
 use crate::sharded::Step;
 use crate::vector::EmbeddingVector;
 
-use super::key::names::{ModelName, TenantName};
+use super::key::form::{ModelName, TenantName};
 use super::load::call::catching;
 use super::{EmbeddingCache, EmbeddingKey, Inner, Stored};
 
