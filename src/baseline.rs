@@ -412,6 +412,7 @@ impl SingleLockCache {
             removals: read(&counters.removals),
             rejected: read(&counters.rejected),
             timeouts: read(&counters.timeouts),
+            ..CacheStats::default()
         }
     }
 

@@ -57,8 +57,6 @@ pub(crate) enum ErrorKind {
     KeyTooLong { bytes: usize, limit: usize },
     #[error("the vector has {found} components; this cache takes {expected} for the model of its key")]
     WrongDimensions { found: usize, expected: usize },
-    #[error("an embedding that began to load before an invalidation is not stored")]
-    Invalidated,
     #[error("loading failed: {0}")]
     LoadFailed(Arc<dyn Error + Send + Sync>),
     #[error("loading panicked: {message}")]

@@ -15,7 +15,6 @@ use super::output::{Answer, IntoEmbeddings, same};
 
 /// The keys of one call, claimed. Dropped before the call has landed, it abandons them: those who
 /// wait for them then load them themselves.
-#[derive(Debug)]
 pub(super) struct Lead<K: EmbeddingKey, S> {
     inner: Arc<Inner<K, S>>,
     call: Arc<Call>,

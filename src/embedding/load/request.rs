@@ -6,7 +6,6 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::embedding::key::form::Form;
 use crate::embedding::{EmbeddingCache, EmbeddingKey};
 use crate::error::{CacheError, ErrorKind};
 use crate::hasher::DefaultHashBuilder;
