@@ -81,6 +81,8 @@ pub(crate) enum ErrorKind {
     ContentKeyDigit { index: usize, found: char, limit: usize },
     #[error("a time-to-live of {ttl:?} is over the limit of {limit:?}")]
     TtlTooLong { ttl: Duration, limit: Duration },
+    #[error("what was loaded began before an invalidation and is not stored")]
+    Invalidated,
     #[error("{shards} shards asked for; a cache has 1 to {limit}")]
     ShardCount { shards: usize, limit: usize },
     #[error(
@@ -207,6 +209,11 @@ impl CacheError {
     #[must_use]
     pub fn is_invalid_ttl(&self) -> bool {
         matches!(self.0.kind, ErrorKind::TtlTooLong { .. })
+    }
+
+    /// Something was invalidated while the value was being loaded.
+    pub(crate) fn is_invalidated(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Invalidated)
     }
 
     /// A builder was given a configuration that no cache can have, or something that needs a tokio

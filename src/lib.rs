@@ -76,8 +76,9 @@ mod sync;
 mod vector;
 
 pub use embedding::{
-    CacheKey, ContentKey, ENTRY_OVERHEAD, EmbeddingCache, EmbeddingCacheBuilder, EmbeddingKey,
-    KeySpec, Role, Truncation,
+    Batcher, BatcherBuilder, CacheKey, CleanupHandle, ContentKey, ENTRY_OVERHEAD, EmbeddingCache,
+    EmbeddingCacheBuilder, EmbeddingKey, IntoEmbedding, IntoEmbeddings, KeySpec, Load, Missing,
+    Role, Truncation,
 };
 pub use equivalent::Equivalent;
 pub use error::{CacheError, InsertError};
