@@ -55,7 +55,9 @@ pub(crate) enum ErrorKind {
     EmptyVector,
     #[error("the key's texts are {bytes} bytes together; the limit is {limit}")]
     KeyTooLong { bytes: usize, limit: usize },
-    #[error("the vector has {found} components; this cache takes {expected} for the model of its key")]
+    #[error(
+        "the vector has {found} components; this cache takes {expected} for the model of its key"
+    )]
     WrongDimensions { found: usize, expected: usize },
     #[error("loading failed: {0}")]
     LoadFailed(Arc<dyn Error + Send + Sync>),

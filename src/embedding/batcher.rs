@@ -293,9 +293,8 @@ where
                 Ok(waiting) => Some(waiting),
                 Err(mpsc::error::TryRecvError::Disconnected) => None,
                 Err(mpsc::error::TryRecvError::Empty) => {
-                    let left = end.map_or(Duration::MAX, |end| {
-                        end.saturating_duration_since(Instant::now())
-                    });
+                    let left = end
+                        .map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
                     if left == Duration::ZERO {
                         None
                     } else {

@@ -95,9 +95,8 @@ impl<K: EmbeddingKey, S: BuildHasher> Lead<K, S> {
         let asked = self.keys.len();
         let started = Instant::now();
         // The conversion may be the caller's code as well: an error type's `Into`.
-        let answered = catching(inner.observer.span(asked, async move {
-            embed.await.into_embeddings(asked)
-        }));
+        let answered =
+            catching(inner.observer.span(asked, async move { embed.await.into_embeddings(asked) }));
         let mut answers = match answered.await {
             Ok(answers) => answers,
             Err(message) => same(asked, &ErrorKind::LoadPanicked { message }.into()),

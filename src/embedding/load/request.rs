@@ -1,7 +1,7 @@
 //! A batch on its way: which of its keys are hits, which are claimed, which are waited for.
 
-use std::collections::hash_map::Entry;
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,10 +100,8 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
 
     /// One item for each distinct key that was not found.
     fn collect_items(&mut self) {
-        let mut known = HashMap::with_capacity_and_hasher(
-            self.missing.len(),
-            DefaultHashBuilder::default(),
-        );
+        let mut known =
+            HashMap::with_capacity_and_hasher(self.missing.len(), DefaultHashBuilder::default());
         for (position, item) in &mut self.missing {
             *item = match known.entry(&self.keys[*position]) {
                 Entry::Occupied(known) => *known.get(),
