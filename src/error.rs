@@ -52,6 +52,8 @@ pub(crate) enum ErrorKind {
     KeyTooLong { bytes: usize, limit: usize },
     #[error("a time-to-live of {ttl:?} is over the limit of {limit:?}")]
     TtlTooLong { ttl: Duration, limit: Duration },
+    #[error("what was loaded began before an invalidation and is not stored")]
+    Invalidated,
     #[error("{shards} shards asked for; a cache has 1 to {limit}")]
     ShardCount { shards: usize, limit: usize },
     #[error(
@@ -107,6 +109,11 @@ impl CacheError {
     #[must_use]
     pub fn is_invalid_ttl(&self) -> bool {
         matches!(self.kind, ErrorKind::TtlTooLong { .. })
+    }
+
+    /// Something was invalidated while the value was being loaded.
+    pub(crate) fn is_invalidated(&self) -> bool {
+        matches!(self.kind, ErrorKind::Invalidated)
     }
 
     /// A builder was given a configuration that no cache can have.

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use crate::error::{CacheError, ErrorKind, InsertError};
 use crate::hasher::DefaultHashBuilder;
-use crate::sharded::{EvictionPolicy, MemoryPressure, ShardedCache, Step};
+use crate::sharded::{EvictionPolicy, MemoryPressure, ShardedCache, Step, Terms};
 use crate::stats::{CacheInfo, CacheStats};
 use crate::vector::EmbeddingVector;
 
@@ -249,12 +249,18 @@ impl<S> EmbeddingCache<S> {
     /// ```
     pub async fn clear(&self) {
         let Inner { core, waiters, .. } = &*self.inner;
-        let mut farewell = core.farewell();
-        for shard in 0..core.shards() {
-            waiters.until(None, |slice| core.clear_slice(shard, &mut farewell, slice)).await;
-            tokio::task::yield_now().await;
+        let mut invalidation = core.start_invalidation();
+        loop {
+            let attempt = |slice| match invalidation.step_slice(slice) {
+                Step::Locked => None,
+                step => Some(step),
+            };
+            match waiters.until(None, attempt).await {
+                Some(Step::Removed(_)) => tokio::task::yield_now().await,
+                _ => break,
+            }
         }
-        farewell.end();
+        invalidation.end();
     }
 
     /// Keeps the live entries for which `keep` holds, removes the others, and returns how many it
@@ -472,7 +478,7 @@ impl<S: BuildHasher> EmbeddingCache<S> {
         let mut contended = 0;
         let attempt = |slice| {
             let (stored, vector) = entry.take()?;
-            let refused = match core.insert_slice(stored, vector, slice) {
+            let refused = match core.insert_slice(stored, vector, Terms::default(), slice) {
                 Ok(()) => return Some(Ok(())),
                 Err(refused) => refused,
             };
