@@ -36,7 +36,8 @@ where
     ///
     /// Faster than a loop: entries are taken in groups of 64, and the lock of each shard that a
     /// group needs is taken once, as long as at most 64 entries must leave under it; what needs more
-    /// room goes in one by one. `O(1)` amortized for each; allocates the result and room for one
+    /// room goes in one by one. So entries of different shards go in in no particular order, those of
+    /// one shard in the order given. `O(1)` amortized for each; allocates the result and room for one
     /// group.
     ///
     /// ```
