@@ -9,6 +9,7 @@ use crate::hasher::DefaultHashBuilder;
 
 use super::clock::{Clock, Stamp, Time};
 use super::policy::{EvictionPolicy, MemoryPressure};
+use super::table::Plan;
 use super::{Config, RemovalCause, ShardedCache};
 
 /// The most shards a cache may have: more than any machine has use for, and their locks alone are
@@ -191,8 +192,7 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
             self.max_weight.unwrap_or(u64::MAX),
             self.hasher,
             Config {
-                policy: self.policy,
-                pressure: self.pressure,
+                plan: Plan { policy: self.policy, pressure: self.pressure },
                 time_to_live: self.time_to_live,
                 weigher: self.weigher,
                 size: self.size,

@@ -8,9 +8,59 @@ use smallvec::SmallVec;
 
 use super::RemovalCause;
 use super::builder::Listener;
+use super::table::Table;
 
-/// Entries that have left a shard under one lock hold. Usually one.
-pub(super) type Gone<K, V> = SmallVec<[(K, V, RemovalCause); 1]>;
+/// What has left a shard under one lock hold. Usually one entry.
+pub(super) struct Gone<K, V> {
+    entries: SmallVec<[(K, V, RemovalCause); 1]>,
+    /// A whole table that an invalidation had outdated.
+    outdated: Option<Table<K, V>>,
+}
+
+impl<K, V> Gone<K, V> {
+    /// Nothing yet.
+    pub(super) fn new() -> Self {
+        Self { entries: SmallVec::new(), outdated: None }
+    }
+
+    /// Adds one entry.
+    pub(super) fn push(&mut self, entry: (K, V, RemovalCause)) {
+        self.entries.push(entry);
+    }
+
+    /// Adds the table that was found outdated when the lock was had.
+    pub(super) fn push_outdated(&mut self, table: Table<K, V>) {
+        self.outdated = Some(table);
+    }
+
+    /// How many have left one by one.
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// How many stood in the outdated table.
+    pub(super) fn outdated(&self) -> usize {
+        self.outdated.as_ref().map_or(0, |table| table.held().entries as usize)
+    }
+
+    /// Whether nothing has left.
+    pub(super) fn is_empty(&self) -> bool {
+        self.len() + self.outdated() == 0
+    }
+}
+
+/// What leaves under a lock hold, told and dropped when this is: after the hold, also when a panic
+/// of the caller's code ended it.
+pub(super) struct Leaving<'f, 'a, K, V> {
+    pub(super) farewell: &'f mut Farewell<'a, K, V>,
+    pub(super) gone: Gone<K, V>,
+}
+
+impl<K, V> Drop for Leaving<'_, '_, K, V> {
+    fn drop(&mut self) {
+        self.farewell.say(&self.gone);
+    }
+}
 
 /// Tells the listener, throughout one operation.
 ///
@@ -26,11 +76,6 @@ impl<'a, K, V> Farewell<'a, K, V> {
         Self { listener, panic: None }
     }
 
-    /// Whether anyone is told.
-    pub(super) fn is_heard(&self) -> bool {
-        self.listener.is_some() && self.panic.is_none()
-    }
-
     /// Tells the listener of one that has left.
     pub(super) fn tell(&mut self, key: &K, value: &V, cause: RemovalCause) {
         if let Some(listener) = self.listener
@@ -41,9 +86,15 @@ impl<'a, K, V> Farewell<'a, K, V> {
         }
     }
 
-    /// Tells the listener of all that have left, and drops them.
-    pub(super) fn say(&mut self, gone: Gone<K, V>) {
-        for (key, value, cause) in &gone {
+    /// Tells the listener of all that have left.
+    fn say(&mut self, gone: &Gone<K, V>) {
+        if self.listener.is_none() {
+            return;
+        }
+        for entry in gone.outdated.iter().flat_map(Table::entries) {
+            self.tell(&entry.key, &entry.value, RemovalCause::Removed);
+        }
+        for (key, value, cause) in &gone.entries {
             self.tell(key, value, *cause);
         }
     }

@@ -12,8 +12,13 @@ mod clock;
 mod expiry;
 mod farewell;
 mod index;
+mod insert_many;
+mod invalidate;
 mod policy;
+mod put;
 mod read;
+mod read_many;
+mod retain;
 mod shard;
 mod stats;
 mod sweep;
@@ -29,7 +34,7 @@ use chrono::{DateTime, TimeDelta, Utc};
 
 use crate::hasher::DefaultHashBuilder;
 use crate::stats::CacheStats;
-use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 pub use builder::ShardedCacheBuilder;
 pub(crate) use builder::default_shards;
@@ -38,6 +43,9 @@ pub use policy::{EvictionPolicy, MemoryPressure};
 pub use stats::ShardStats;
 pub use sweep::Iter;
 pub(crate) use sweep::Step;
+pub(crate) use write::Terms;
+#[allow(unused_imports, reason = "for the async door")]
+pub(crate) use {insert_many::Progress, read::Sight, read_many::GROUP};
 
 use budget::{Amount, Budget};
 use builder::{Listener, Measure};
@@ -45,7 +53,7 @@ use clock::{Stamp, Time};
 use farewell::Farewell;
 use index::SlotHash;
 use shard::{Shard, Unlimited};
-use table::Entry;
+use table::{Entry, Plan};
 use tally::Tally;
 
 /// The longest time-to-live: 292 years.
@@ -64,7 +72,7 @@ pub enum RemovalCause {
     Weight,
     /// Its value was replaced; the key is still there.
     Replaced,
-    /// The caller asked: `remove`, `retain`, `clear`.
+    /// The caller asked: `remove`, `retain`, `invalidate_if`, `invalidate_all`, `clear`.
     Removed,
 }
 
@@ -132,6 +140,11 @@ pub struct ShardedCache<K, V, S = DefaultHashBuilder> {
     /// Set before the first such entry is inserted, never cleared. Relaxed: a reader that sees the
     /// entry has taken the lock after its writer, and so sees this too.
     may_expire: AtomicBool,
+    /// How often everything was invalidated; a table of an earlier generation counts as empty. See
+    /// `invalidate.rs`, also for the next.
+    generation: AtomicU64,
+    /// How often anything was invalidated.
+    epoch: AtomicU64,
     config: Config<K, V>,
     /// The monotonic and the wall clock at the same moment.
     created: (Stamp, DateTime<Utc>),
@@ -139,8 +152,7 @@ pub struct ShardedCache<K, V, S = DefaultHashBuilder> {
 
 /// What never changes after `build`.
 struct Config<K, V> {
-    policy: EvictionPolicy,
-    pressure: MemoryPressure,
+    plan: Plan,
     time_to_live: Option<Duration>,
     weigher: Option<Measure<K, V>>,
     size: Option<Measure<K, V>>,
@@ -192,11 +204,13 @@ impl<K, V, S> ShardedCache<K, V, S> {
     ) -> Self {
         debug_assert!(shards.is_power_of_two());
         Self {
-            shards: (0..shards).map(|_| Shard::new(config.policy, config.pressure)).collect(),
+            shards: (0..shards).map(|_| Shard::new(config.plan)).collect(),
             tally: Tally::new(shards),
             hasher,
             budget: Budget::new(Amount { entries: max_entries as u64, weight: max_weight }),
             may_expire: AtomicBool::new(config.time_to_live.is_some()),
+            generation: AtomicU64::new(0),
+            epoch: AtomicU64::new(0),
             created: (config.time.now(), config.time.wall()),
             config,
         }
@@ -349,7 +363,7 @@ impl<K, V, S> fmt::Debug for ShardedCache<K, V, S> {
             .field("weight", &self.weight())
             .field("max_weight", &self.max_weight())
             .field("shards", &self.shards.len())
-            .field("eviction", &self.config.policy)
+            .field("eviction", &self.config.plan.policy)
             .finish_non_exhaustive()
     }
 }

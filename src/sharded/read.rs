@@ -5,24 +5,38 @@ use std::hash::{BuildHasher, Hash};
 use std::time::Duration;
 
 use equivalent::Equivalent;
-use smallvec::SmallVec;
 
 use crate::error::{CacheError, ErrorKind};
 
+use super::chunked::SlotId;
 use super::clock::Stamp;
+use super::index::SlotHash;
 use super::policy::{HitNote, Leave};
-use super::shard::{Once, Patience, Unlimited, Until};
-use super::table::Entry;
+use super::shard::{Once, Patience, Shard, Unlimited, Until};
+use super::table::{Entry, Table};
 use super::tally::Outcome;
 use super::{EntryInfo, Place, RemovalCause, ShardedCache};
 
-/// Keys of a batch that are looked up together; see [`ShardedCache::get_many`].
-const GROUP: usize = 16;
-
 /// What the read lock showed.
-enum Seen<V> {
+pub(super) enum Seen<V> {
     Live(V, HitNote),
     Expired,
+    Absent,
+}
+
+/// What a look at a key shows, from [`ShardedCache::look_slice`].
+#[allow(dead_code, reason = "for the async door")]
+pub(crate) enum Sight<V> {
+    /// A value within its time-to-live.
+    Fresh(V),
+    /// A value past its time-to-live, but within the grace.
+    Stale {
+        /// The value.
+        value: V,
+        /// How long past its time-to-live it is.
+        past: Duration,
+    },
+    /// Nothing that may be served.
     Absent,
 }
 
@@ -152,86 +166,6 @@ where
         })
     }
 
-    /// The values of many keys, in their order, each counted as by [`get`](Self::get).
-    ///
-    /// Faster than a loop: keys are taken in groups of 16, hashed together, and the needed shards
-    /// read together, each locked once a group, so that the memory accesses of one key overlap with
-    /// those of the next. Up to 16 read locks are held at the same time, taken in ascending order;
-    /// no other operation waits for one lock while it holds another, so that cannot deadlock.
-    /// Allocates the result only.
-    ///
-    /// ```
-    /// # use embedding_cache::ShardedCache;
-    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
-    /// cache.insert("b".to_string(), 2)?;
-    /// assert_eq!(cache.get_many(["a", "b", "b"]), [None, Some(2), Some(2)]);
-    /// # Ok::<(), embedding_cache::CacheError>(())
-    /// ```
-    pub fn get_many<'q, Q>(&self, keys: impl IntoIterator<Item = &'q Q>) -> Vec<Option<V>>
-    where
-        Q: Hash + Equivalent<K> + ?Sized + 'q,
-    {
-        let mut keys = keys.into_iter();
-        let mut values = Vec::with_capacity(keys.size_hint().0);
-        loop {
-            let group: SmallVec<[&Q; GROUP]> = keys.by_ref().take(GROUP).collect();
-            if group.is_empty() {
-                return values;
-            }
-            self.get_group(&group, &mut values);
-        }
-    }
-
-    fn get_group<Q>(&self, keys: &[&Q], values: &mut Vec<Option<V>>)
-    where
-        Q: Hash + Equivalent<K> + ?Sized,
-    {
-        let now = self.now_for_reading();
-        let places: SmallVec<[Place<'_, K, V>; GROUP]> =
-            keys.iter().map(|key| self.place(*key)).collect();
-        let mut numbers: SmallVec<[usize; GROUP]> = places.iter().map(|at| at.number).collect();
-        numbers.sort_unstable();
-        numbers.dedup();
-
-        // Ascending and each shard once: a second read lock of the same shard would wait for a
-        // writer that waits for the first.
-        let tables: SmallVec<[_; GROUP]> =
-            numbers.iter().filter_map(|&number| self.shards[number].read(Unlimited)).collect();
-        let table_of = |number: usize| {
-            let at = numbers.binary_search(&number).expect("every shard of the group is listed");
-            &tables[at]
-        };
-        // Find all slots before the first value is touched: each step's cache misses then overlap.
-        let slots: SmallVec<[_; GROUP]> = places
-            .iter()
-            .zip(keys)
-            .map(|(at, key)| table_of(at.number).find(at.hash, *key))
-            .collect();
-        let mut note = HitNote::Taken;
-        let seen: SmallVec<[_; GROUP]> = places
-            .iter()
-            .zip(&slots)
-            .map(|(at, slot)| match *slot {
-                None => Seen::Absent,
-                Some((_, entry)) if !entry.expiry.is_alive_at(now) => Seen::Expired,
-                Some((id, entry)) => {
-                    // After a note that found no place, none of this group may be taken before it.
-                    if note == HitNote::Taken {
-                        note = table_of(at.number).hit(id);
-                    }
-                    Seen::Live(entry.value.clone(), note)
-                }
-            })
-            .collect();
-        drop(slots);
-        drop(tables);
-
-        for ((key, at), seen) in keys.iter().zip(places).zip(seen) {
-            // Waiting without limit always comes to an answer.
-            values.push(self.conclude(*key, at, now, seen, Unlimited).flatten());
-        }
-    }
-
     /// `None` if `patience` ran out before an answer was there.
     #[inline]
     fn get_within<Q, P>(&self, key: &Q, patience: P) -> Option<Option<V>>
@@ -243,7 +177,7 @@ where
         let at = self.place(key);
         let seen = {
             let table = at.shard.read(patience)?;
-            match table.find(at.hash, key) {
+            match self.find(&table, at.hash, key) {
                 None => Seen::Absent,
                 Some((_, entry)) if !entry.expiry.is_alive_at(now) => Seen::Expired,
                 Some((id, entry)) => Seen::Live(entry.value.clone(), table.hit(id)),
@@ -252,9 +186,24 @@ where
         self.conclude(key, at, now, seen, patience)
     }
 
+    /// The entry of `key`, alive or not, in a table whose lock is held.
+    // Always: as `Table::find`.
+    #[inline(always)]
+    pub(super) fn find<'t, Q>(
+        &self,
+        table: &'t Table<K, V>,
+        hash: SlotHash,
+        key: &Q,
+    ) -> Option<(SlotId, &'t Entry<K, V>)>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        if self.is_current(table) { table.find(hash, key) } else { None }
+    }
+
     /// Counts what was seen, and does what needs the write lock.
     #[inline]
-    fn conclude<Q, P>(
+    pub(super) fn conclude<Q, P>(
         &self,
         key: &Q,
         at: Place<'_, K, V>,
@@ -270,7 +219,7 @@ where
             Seen::Live(value, note) => {
                 self.tally.count(at.number, Outcome::Hit);
                 if note == HitNote::Full {
-                    self.note_hit(key, at, patience);
+                    self.note_hits(at.shard, std::iter::once((key, at.hash)), patience);
                 }
                 Some(Some(value))
             }
@@ -282,20 +231,28 @@ where
         }
     }
 
-    /// Notes a hit under the write lock. With a deadline that runs out the note is lost: the value
-    /// is worth more than its place in the order.
+    /// Notes hits in one shard, no more than a group, under its write lock. With a deadline that
+    /// runs out the notes are lost: the value is worth more than its place in the order.
     #[cold]
     #[inline(never)]
-    fn note_hit<Q, P>(&self, key: &Q, at: Place<'_, K, V>, patience: P)
-    where
-        Q: Hash + Equivalent<K> + ?Sized,
+    pub(super) fn note_hits<'q, Q, P>(
+        &self,
+        shard: &Shard<K, V>,
+        hits: impl Iterator<Item = (&'q Q, SlotHash)>,
+        patience: P,
+    ) where
+        Q: Equivalent<K> + ?Sized + 'q,
         P: Patience,
     {
-        at.shard.write(patience, |table| {
-            if let Some((id, _)) = table.find(at.hash, key) {
-                table.touch(id);
+        let mut farewell = self.farewell();
+        self.change(shard, patience, &mut farewell, |table, _| {
+            for (key, hash) in hits {
+                if let Some((id, _)) = table.find(hash, key) {
+                    table.touch(id);
+                }
             }
         });
+        farewell.end();
     }
 
     /// An entry was seen expired: looks again under the write lock. If the deadline runs out before
@@ -308,28 +265,53 @@ where
         Q: Hash + Equivalent<K> + ?Sized,
         P: Patience,
     {
-        let mut expired = None;
-        let refreshed = at.shard.write(patience, |table| {
+        let mut farewell = self.farewell();
+        let refreshed = self.change(at.shard, patience, &mut farewell, |table, gone| {
             let (id, entry) = table.find(at.hash, key)?;
             if entry.expiry.is_alive_at(now) {
                 let value = entry.value.clone();
                 table.touch(id);
                 return Some(value);
             }
-            expired = table.take(id, Leave::Other);
-            expired.iter().for_each(|entry| self.release(entry));
-            at.shard.counters.expired.count();
+            if let Some(entry) = table.take(id, Leave::Other) {
+                self.release(&entry);
+                at.shard.counters.expired.count();
+                gone.push((entry.key, entry.value, RemovalCause::Expired));
+            }
             None
         });
         let value = refreshed.flatten();
         let outcome = if value.is_some() { Outcome::Hit } else { Outcome::Miss };
         self.tally.count(at.number, outcome);
-        if let Some(entry) = expired {
-            let mut farewell = self.farewell();
-            farewell.tell(&entry.key, &entry.value, RemovalCause::Expired);
-            farewell.end();
-        }
+        farewell.end();
         value
+    }
+
+    /// Looks at `key` without counting anything, waiting at most `wait` for the lock, zero tries
+    /// once; `None` if it was not had.
+    #[allow(dead_code, reason = "for the async door")]
+    pub(crate) fn look_slice<Q>(&self, key: &Q, wait: Duration) -> Option<Sight<V>>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        match wait {
+            Duration::ZERO => self.look_within(key, Once),
+            wait => self.look_within(key, Until::after(wait)),
+        }
+    }
+
+    fn look_within<Q, P>(&self, key: &Q, patience: P) -> Option<Sight<V>>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+        P: Patience,
+    {
+        let now = self.now_for_reading();
+        let at = self.place(key);
+        let table = at.shard.read(patience)?;
+        Some(match self.find(&table, at.hash, key) {
+            Some((_, entry)) if entry.expiry.is_alive_at(now) => Sight::Fresh(entry.value.clone()),
+            _ => Sight::Absent,
+        })
     }
 
     /// Looks at a live entry under the read lock without counting anything.
@@ -339,7 +321,7 @@ where
     {
         let at = self.place(key);
         let table = at.shard.read(Unlimited)?;
-        let (_, entry) = table.find(at.hash, key)?;
+        let (_, entry) = self.find(&table, at.hash, key)?;
         entry.expiry.is_alive_at(now).then(|| at_it(entry))
     }
 }

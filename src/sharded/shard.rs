@@ -4,9 +4,8 @@ use std::time::{Duration, Instant};
 
 use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, back_off, unlock_fair};
 
-use super::policy::{EvictionPolicy, MemoryPressure};
 use super::stats::Counters;
-use super::table::Table;
+use super::table::{Plan, Table};
 
 /// Aligned to two cache lines, as processors fetch them in pairs: a neighbour's lock is never on
 /// the same one.
@@ -20,9 +19,9 @@ pub(super) struct Shard<K, V> {
 }
 
 impl<K, V> Shard<K, V> {
-    pub(super) fn new(policy: EvictionPolicy, pressure: MemoryPressure) -> Self {
+    pub(super) fn new(plan: Plan) -> Self {
         Self {
-            table: RwLock::new(Table::new(policy, pressure)),
+            table: RwLock::new(Table::new(plan, 0)),
             counters: Counters::default(),
             cleanup: Mutex::new(()),
         }
@@ -38,7 +37,8 @@ impl<K, V> Shard<K, V> {
     }
 
     /// Runs `change` under the write lock; `None` if `patience` ran out first. This is the only way
-    /// to the write lock, so the hits noted before are always played back and the gauges shown.
+    /// to the write lock, so the hits noted before are always played back and the gauges shown. The
+    /// only way to here is `ShardedCache::change`, which sees to it that the table is current.
     ///
     /// No second lock may be taken inside, and nothing may be dropped there whose drop is the
     /// caller's code.
@@ -69,6 +69,11 @@ pub(super) trait Patience: Copy {
     /// Whether the time for the whole operation is over.
     fn is_over(self) -> bool {
         false
+    }
+
+    /// Whether there is an end to it.
+    fn is_bounded(self) -> bool {
+        self.given() != Duration::MAX
     }
 
     /// How long the whole operation was given, for the message that it was not enough.

@@ -7,13 +7,13 @@ use crate::error::{CacheError, ErrorKind};
 
 use super::budget::{Amount, Shortage};
 use super::clock::Stamp;
-use super::farewell::{Farewell, Gone};
+use super::farewell::Farewell;
 use super::policy::Leave;
 use super::shard::{Courteous, Once, Patience, Shard, Unlimited, Until};
 use super::{RemovalCause, ShardedCache};
 
 /// Entries looked at or removed under one lock hold at most.
-const BITE: usize = 64;
+pub(super) const BITE: usize = 64;
 
 /// How often lowering a limit waits for other writers to store what they have reserved.
 const WAITS: u32 = 24;
@@ -59,9 +59,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
         farewell: &mut Farewell<'_, K, V>,
         patience: P,
     ) -> Option<usize> {
-        let mut gone = Gone::new();
-        let mut freed = Amount::default();
-        shard.write(Courteous(patience), |table| {
+        self.change(shard, Courteous(patience), farewell, |table, gone| {
+            let mut freed = Amount::default();
             while gone.len() < BITE {
                 let expired = table.expired(now).and_then(|id| table.take(id, Leave::Other));
                 let Some(entry) = expired else { break };
@@ -70,130 +69,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
                 gone.push((entry.key, entry.value, RemovalCause::Expired));
             }
             self.budget.release(freed);
-        })?;
-        let removed = gone.len();
-        farewell.say(gone);
-        Some(removed)
-    }
-
-    /// Keeps the live entries for which `keep` holds, removes the others, and returns how many it
-    /// removed (expired ones among them).
-    ///
-    /// **`keep` runs under the write lock of a shard**, for up to 64 entries a lock hold: while it
-    /// is slow, everyone else on that shard waits, and if it uses this cache it deadlocks. If it
-    /// panics, what it had decided of these 64 is not carried out. Entries that others insert while
-    /// this runs may or may not be seen.
-    ///
-    /// ```
-    /// # use embedding_cache::ShardedCache;
-    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
-    /// cache.insert_many([("a".to_string(), 1), ("b".to_string(), 2)]);
-    /// assert_eq!(cache.retain(|_, &value| value > 1), 1);
-    /// assert_eq!(cache.get("b"), Some(2));
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn retain(&self, mut keep: impl FnMut(&K, &V) -> bool) -> usize {
-        let now = self.now_for_reading();
-        let mut removed = 0;
-        let mut farewell = self.farewell();
-        for shard in &self.shards {
-            let mut from = 0;
-            // The slots there are when the shard is come to: were it to grow as fast as this goes
-            // through it, that would never end.
-            let mut slots = None;
-            loop {
-                let mut gone = Gone::new();
-                let mut freed = Amount::default();
-                let more = shard.write(Courteous(Unlimited), |table| {
-                    let slots = *slots.get_or_insert(table.slots());
-                    let until = (from + BITE).min(slots);
-                    // All decisions before the first removal: a panic then leaves nothing half done.
-                    let mut unwanted = smallvec::SmallVec::<[_; BITE]>::new();
-                    for (id, entry) in (from..until).filter_map(|place| table.entry_at(place)) {
-                        let alive = entry.expiry.is_alive_at(now);
-                        if !alive || !keep(&entry.key, &entry.value) {
-                            unwanted.push((id, alive));
-                        }
-                    }
-                    for (id, alive) in unwanted {
-                        let Some(entry) = table.take(id, Leave::Other) else { continue };
-                        freed += Amount::one(entry.weight);
-                        let cause = if alive {
-                            shard.counters.removals.count();
-                            RemovalCause::Removed
-                        } else {
-                            shard.counters.expired.count();
-                            RemovalCause::Expired
-                        };
-                        gone.push((entry.key, entry.value, cause));
-                    }
-                    self.budget.release(freed);
-                    until < slots
-                });
-                removed += gone.len();
-                farewell.say(gone);
-                from += BITE;
-                if more != Some(true) {
-                    break;
-                }
-            }
-        }
-        farewell.end();
-        removed
-    }
-
-    /// Removes everything. Constant time under the lock of each shard, whatever it holds; the
-    /// entries are dropped, and the listener called, afterwards. Memory for slots and index is
-    /// given back. Entries inserted while it runs may stay; expired ones count as removed.
-    ///
-    /// ```
-    /// # use embedding_cache::ShardedCache;
-    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
-    /// cache.insert("a".to_string(), 1)?;
-    /// cache.clear();
-    /// assert!(cache.is_empty());
-    /// # Ok::<(), Box<dyn std::error::Error>>(())
-    /// ```
-    pub fn clear(&self) {
-        let mut farewell = self.farewell();
-        for shard in &self.shards {
-            self.clear_shard(shard, &mut farewell, Unlimited);
-        }
-        farewell.end();
-    }
-
-    /// Empties one shard; waits at most `wait` for its lock, zero tries once. Says whether it was
-    /// had.
-    pub(crate) fn clear_slice(
-        &self,
-        shard: usize,
-        farewell: &mut Farewell<'_, K, V>,
-        wait: Duration,
-    ) -> Option<()> {
-        let shard = &self.shards[shard];
-        match wait {
-            Duration::ZERO => self.clear_shard(shard, farewell, Once),
-            wait => self.clear_shard(shard, farewell, Until::after(wait)),
-        }
-    }
-
-    fn clear_shard<P: Patience>(
-        &self,
-        shard: &Shard<K, V>,
-        farewell: &mut Farewell<'_, K, V>,
-        patience: P,
-    ) -> Option<()> {
-        let old = shard.write(patience, |table| {
-            shard.counters.removals.add(table.held().entries);
-            self.budget.release(table.held());
-            table.replace_all(self.config.policy, self.config.pressure)
-        })?;
-        if farewell.is_heard() {
-            for entry in old.into_entries() {
-                farewell.tell(&entry.key, &entry.value, RemovalCause::Removed);
-            }
-        }
-        Some(())
+            gone.len()
+        })
     }
 
     /// The live entries, cloned, shard by shard.
@@ -285,33 +162,33 @@ impl<K, V, S> ShardedCache<K, V, S> {
         // Every put that may still go by the old limit is under the lock of its shard: once that
         // lock was had here, it has either reserved its room, which is counted, or will see the new
         // limit.
+        let mut farewell = self.farewell();
         for shard in &self.shards {
-            shard.write(Unlimited, |_| ());
+            self.change(shard, Unlimited, &mut farewell, |_, _| ());
         }
         let now = self.config.time.now();
-        let mut farewell = self.farewell();
         let mut evicted = 0;
         let mut waits = 0;
         while let Some(shortage) = self.budget.excess() {
             let before = evicted;
             for shard in &self.shards {
-                let mut gone = Gone::new();
-                let mut freed = Amount::default();
                 let bite = self.bite_for(shortage);
-                shard.write(Courteous(Unlimited), |table| {
-                    for _ in 0..bite {
-                        let Some((entry, verdict)) = table.make_way(shortage, now, None, true)
-                        else {
-                            break;
-                        };
-                        freed += Amount::one(entry.weight);
-                        let cause = self.count_departure(shard, verdict, shortage);
-                        gone.push((entry.key, entry.value, cause));
-                    }
-                    self.budget.release(freed);
-                });
-                evicted += gone.len();
-                farewell.say(gone);
+                let left =
+                    self.change(shard, Courteous(Unlimited), &mut farewell, |table, gone| {
+                        let mut freed = Amount::default();
+                        for _ in 0..bite {
+                            let Some((entry, verdict)) = table.make_way(shortage, now, None, true)
+                            else {
+                                break;
+                            };
+                            freed += Amount::one(entry.weight);
+                            let cause = self.count_departure(shard, verdict, shortage);
+                            gone.push((entry.key, entry.value, cause));
+                        }
+                        self.budget.release(freed);
+                        gone.len()
+                    });
+                evicted += left.unwrap_or(0);
                 if self.budget.excess() != Some(shortage) {
                     break;
                 }
@@ -348,6 +225,10 @@ impl<K, V, S> ShardedCache<K, V, S> {
         loop {
             let shard: &Shard<K, V> = self.shards.get(at.shard)?;
             let table = shard.read(Unlimited)?;
+            if !self.is_current(&table) {
+                *at = Cursor { shard: at.shard + 1, ..Cursor::default() };
+                continue;
+            }
             let slots = *at.slots.get_or_insert(table.slots());
             let until = (at.slot + BITE).min(slots);
             let bite: Vec<T> = (at.slot..until)
@@ -378,9 +259,10 @@ pub(crate) struct Cleanup<'a, K, V, S> {
     bites: Option<usize>,
 }
 
-/// What a step of a [`Cleanup`] came to.
+/// What a step of a sweep came to: of a [`Cleanup`], a [`Retain`](super::retain::Retain), an
+/// [`Invalidation`](super::invalidate::Invalidation).
 pub(crate) enum Step {
-    /// So many expired entries are gone, at most [`BITE`].
+    /// So many entries are gone, under one lock hold.
     Removed(usize),
     /// Another thread held the lock all the time.
     Locked,

@@ -5,6 +5,8 @@
 
 use equivalent::Equivalent;
 
+use crate::error::{ErrorKind, InsertError};
+
 use super::budget::{Amount, Shortage};
 use super::chunked::{Chunked, SlotId};
 use super::clock::Stamp;
@@ -46,6 +48,13 @@ pub(super) struct Newcomer<K, V> {
     pub(super) written: u32,
 }
 
+impl<K, V> Newcomer<K, V> {
+    /// Gives key and value back.
+    pub(super) fn refused(self, kind: ErrorKind) -> InsertError<K, V> {
+        InsertError::new(kind, self.key, self.value)
+    }
+}
+
 /// What a newcomer displaced: its own key, which the old one equals, and the old value.
 #[derive(Debug)]
 pub(super) struct Replaced<K, V> {
@@ -61,8 +70,18 @@ pub(super) enum Verdict {
     Evicted,
 }
 
+/// How the tables of a cache are made.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Plan {
+    pub(super) policy: EvictionPolicy,
+    pub(super) pressure: MemoryPressure,
+}
+
 #[derive(Debug)]
 pub(super) struct Table<K, V> {
+    plan: Plan,
+    /// Which generation of the cache this table belongs to; see `invalidate.rs`.
+    generation: u64,
     slots: Chunked<Slot<K, V>>,
     /// The first vacant slot, or `NONE`.
     vacant: SlotId,
@@ -77,17 +96,25 @@ pub(super) struct Table<K, V> {
 }
 
 impl<K, V> Table<K, V> {
-    pub(super) fn new(policy: EvictionPolicy, pressure: MemoryPressure) -> Self {
+    pub(super) fn new(plan: Plan, generation: u64) -> Self {
         Self {
+            plan,
+            generation,
             slots: Chunked::default(),
             vacant: SlotId::NONE,
             index: Index::default(),
-            policy: AnyPolicy::new(policy),
-            sizes: (pressure == MemoryPressure::LargestFirst).then(Sizes::default),
+            policy: AnyPolicy::new(plan.policy),
+            sizes: (plan.pressure == MemoryPressure::LargestFirst).then(Sizes::default),
             expiry: Expiry::default(),
             held: Amount::default(),
             latest: Stamp::ZERO,
         }
+    }
+
+    /// Which generation of the cache this table belongs to.
+    #[inline]
+    pub(super) fn generation(&self) -> u64 {
+        self.generation
     }
 
     /// How many entries are here and what they weigh.
@@ -269,23 +296,16 @@ impl<K, V> Table<K, V> {
         Some((self.take(id, Leave::Evicted)?, Verdict::Evicted))
     }
 
-    /// Empties the table in constant time and returns what was in it.
-    pub(super) fn replace_all(&mut self, policy: EvictionPolicy, pressure: MemoryPressure) -> Self {
-        let latest = self.latest;
-        let old = std::mem::replace(self, Self::new(policy, pressure));
-        self.latest = latest;
-        old
+    /// Puts an empty table of `generation` in the place of this one, in constant time, and returns
+    /// this one.
+    pub(super) fn renew(&mut self, generation: u64) -> Self {
+        let new = Self { latest: self.latest, ..Self::new(self.plan, generation) };
+        std::mem::replace(self, new)
     }
 
-    /// All entries, for a table that is no longer in its shard.
-    pub(super) fn into_entries(mut self) -> impl Iterator<Item = Entry<K, V>> {
-        (0..self.slots.len() as u32).filter_map(move |bits| {
-            let id = SlotId::from_bits(bits);
-            match std::mem::replace(&mut self.slots[id], Slot::Vacant(SlotId::NONE)) {
-                Slot::Occupied(entry) => Some(entry),
-                Slot::Vacant(_) => None,
-            }
-        })
+    /// All entries.
+    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry<K, V>> {
+        (0..self.slots()).filter_map(|place| Some(self.entry_at(place)?.1))
     }
 
     /// Panics unless every part agrees with every other. Goes through everything.

@@ -12,7 +12,7 @@ use embedding_cache::{CacheError, CacheStats, Clock, InsertError, RemovalCause, 
 
 use crate::support::{FakeClock, Removals};
 
-use super::oracle::{Event, Oracle, Refusal, Value, Verdict, require};
+use super::oracle::{Event, Held, Oracle, Refusal, Value, Verdict, require};
 use super::scenario::{Config, Op, Scenario};
 
 type Cache = ShardedCache<u16, Value, TestHasher>;
@@ -167,7 +167,10 @@ impl Run {
                 let outcomes = self.cache.insert_many(entries.iter().copied());
                 events = self.events();
                 require!(outcomes.len() == entries.len(), "{} outcomes", outcomes.len());
-                for ((key, value), outcome) in entries.into_iter().zip(outcomes) {
+                // In groups of 64, each ordered by shard and within a shard as given.
+                let mut came: Vec<_> = entries.into_iter().zip(outcomes).enumerate().collect();
+                came.sort_by_key(|(at, ((key, _), _))| (at / 64, self.oracle.shard_of(*key)));
+                for (_, ((key, value), outcome)) in came {
                     self.inserted(key, value, None, outcome, &mut events)?;
                 }
             }
@@ -194,6 +197,20 @@ impl Run {
                 self.cache.clear();
                 events = self.events();
                 self.oracle.remove_where(|_| Some(RemovalCause::Removed), &mut events)?;
+            }
+            Op::InvalidateAll => {
+                let removed = self.cache.invalidate_all();
+                events = self.events();
+                let all = |_: &Held| Some(RemovalCause::Removed);
+                let expected = self.oracle.remove_where(all, &mut events)?;
+                require!(removed == expected, "says {removed} were removed, and {expected} were");
+            }
+            Op::InvalidateIf(modulus) => {
+                let keep = |key, value: Value| !(u64::from(key) + value.id).is_multiple_of(modulus);
+                let removed = self.cache.invalidate_if(|&key, &value| !keep(key, value));
+                events = self.events();
+                let expected = self.oracle.retain(keep, now, &mut events)?;
+                require!(removed == expected, "says {removed} were removed, and {expected} were");
             }
             Op::CleanupExpired => {
                 let removed = self.cache.cleanup_expired();

@@ -120,6 +120,10 @@ impl Oracle {
         }
     }
 
+    pub(crate) fn shard_of(&self, key: u16) -> usize {
+        self.shard_of[usize::from(key)]
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.held.len()
     }

@@ -54,6 +54,9 @@ pub(crate) enum Op {
     /// Keeps the entries whose key and value, added, are no multiple of this.
     Retain(u64),
     Clear,
+    InvalidateAll,
+    /// Invalidates the entries whose key and value, added, are a multiple of this.
+    InvalidateIf(u64),
     CleanupExpired,
     SetMaxEntries(usize),
     SetMaxWeight(u64),
@@ -219,6 +222,8 @@ impl World {
             4 => key.prop_map(Op::Remove),
             self.sweeps => (2..6u64).prop_map(Op::Retain),
             1 => Just(Op::Clear),
+            1 => Just(Op::InvalidateAll),
+            self.sweeps => (2..6u64).prop_map(Op::InvalidateIf),
             self.sweeps => Just(Op::CleanupExpired),
             2 => self.entries.clone().prop_map(Op::SetMaxEntries),
             2 => self.weight.clone().prop_map(Op::SetMaxWeight),

@@ -1,0 +1,350 @@
+//! How an entry gets in, and how room is made for it.
+//!
+//! # The way of a put
+//!
+//! Weigh, refuse what can never fit, hash. Then, under the write lock of the key's own shard: find
+//! the old entry; reserve what the new one needs beyond it; while the budget has no room, let
+//! entries of this shard leave and take over their room; insert. Unlock; tell the listener of those
+//! that left, drop them.
+//!
+//! A shard that holds clearly less than its share is not made to give more: then room is taken from
+//! other shards, one at a time and with no other lock held, into the same
+//! reservation; and the put starts over with it. What a put has freed stays reserved for it, so
+//! each round has more than the one before. Where nothing is left to evict because other writers
+//! hold all the room in their reservations, it gives its own back and waits a little, a bounded
+//! number of times.
+//!
+//! No thread ever waits for a lock while it holds one, so writers cannot deadlock.
+
+use std::hash::{BuildHasher, Hash};
+
+use crate::error::{ErrorKind, InsertError};
+use crate::sync::atomic::Ordering::Relaxed;
+
+use super::budget::{Amount, Reservation, Shortage};
+use super::clock::Stamp;
+use super::expiry::Life;
+use super::farewell::{Farewell, Gone};
+use super::policy::Leave;
+use super::shard::{Once, Patience, Shard};
+use super::table::{Entry, Newcomer, Table, Verdict};
+use super::write::Terms;
+use super::{Place, RemovalCause, ShardedCache};
+
+/// Entries that leave under one lock hold at most.
+pub(super) const BITE: usize = 64;
+
+/// How often a put that found nothing to evict waits for other writers: some 20 ms in all.
+const WAITS: u32 = 24;
+
+/// A put on its way.
+pub(super) struct Put<'a, K, V> {
+    pub(super) at: Place<'a, K, V>,
+    now: Stamp,
+    /// See [`Terms::epoch`].
+    epoch: Option<u64>,
+    pub(super) reservation: Reservation<'a>,
+    /// Whether shards that hold less than their share must give as well.
+    desperate: bool,
+}
+
+/// An entry that may be stored, and where it belongs.
+type Admitted<'a, K, V> = (Place<'a, K, V>, Newcomer<K, V>);
+
+/// What stands in the way of a put under the lock of its shard.
+pub(super) enum Hurdle {
+    /// It needs this much beyond what could be freed there.
+    NoRoom(Amount),
+    /// Something was invalidated since its value was loaded.
+    Invalidated,
+}
+
+impl<K, V, S> ShardedCache<K, V, S>
+where
+    K: Hash + Eq,
+    S: BuildHasher,
+{
+    /// Weighs and hashes an entry, and refuses what can never be stored.
+    pub(super) fn newcomer(
+        &self,
+        key: K,
+        value: V,
+        terms: Terms,
+    ) -> Result<Admitted<'_, K, V>, InsertError<K, V>> {
+        if let Some(ttl) = terms.time_to_live {
+            if ttl > Stamp::LONGEST {
+                let kind = ErrorKind::TtlTooLong { ttl, limit: Stamp::LONGEST };
+                return Err(InsertError::new(kind, key, value));
+            }
+            self.may_expire.store(true, Relaxed);
+        }
+        let at = self.place(&key);
+        let weight = self.config.weigher.as_ref().map_or(0, |weigh| weigh(&key, &value));
+        let size = self.config.size.as_ref().map_or(weight, |size| size(&key, &value));
+        if let Err(kind) = self.can_ever_fit(weight) {
+            return Err(InsertError::new(kind, key, value));
+        }
+        let (now, written) = self.now_for_writing();
+        let newcomer = Newcomer {
+            key,
+            value,
+            hash: at.hash,
+            weight,
+            size,
+            time_to_live: terms.time_to_live.or(self.config.time_to_live),
+            life: if terms.time_to_live.is_some() { Life::Own } else { Life::Default },
+            now,
+            written,
+        };
+        Ok((at, newcomer))
+    }
+
+    /// The moment for a write, and the same in seconds since the cache was made.
+    pub(super) fn now_for_writing(&self) -> (Stamp, u32) {
+        let time = &self.config.time;
+        // Ages are counted from here, so exactly; without a time-to-live only people will read it.
+        let now = if self.may_expire.load(Relaxed) { time.now() } else { time.coarse() };
+        (now, u32::try_from(now.since(self.created.0).as_secs()).unwrap_or(u32::MAX))
+    }
+
+    /// A put to the shard of `at`.
+    pub(super) fn start_put<'a>(
+        &'a self,
+        at: Place<'a, K, V>,
+        now: Stamp,
+        epoch: Option<u64>,
+    ) -> Put<'a, K, V> {
+        Put { at, now, epoch, reservation: Reservation::new(&self.budget), desperate: false }
+    }
+
+    /// Takes `newcomer` into its shard, round after round until there is room.
+    pub(super) fn carry_out<P: Patience>(
+        &self,
+        put: &mut Put<'_, K, V>,
+        newcomer: &mut Option<Newcomer<K, V>>,
+        farewell: &mut Farewell<'_, K, V>,
+        patience: P,
+    ) -> Result<(), ErrorKind> {
+        let weight = newcomer.as_ref().map_or(0, |newcomer| newcomer.weight);
+        // Every round but the waiting ones frees something, most of them a whole bite.
+        let most = WAITS + 64 + u32::try_from(self.len() / (BITE / 2)).unwrap_or(u32::MAX / 2);
+        let mut waits = 0;
+        for rounds in 1..=most {
+            let attempt = self.change(put.at.shard, patience, farewell, |table, gone| {
+                (self.try_here(put, table, newcomer, gone), !gone.is_empty())
+            });
+            let Some((attempt, mut freed)) = attempt else {
+                let waited = patience.given();
+                return Err(ErrorKind::Timeout { operation: "insert", waited });
+            };
+            let need = match attempt {
+                Ok(()) => return Ok(()),
+                Err(Hurdle::Invalidated) => return Err(ErrorKind::Invalidated),
+                Err(Hurdle::NoRoom(need)) => need,
+            };
+            // The limits may have been lowered since the put began.
+            self.can_ever_fit(weight)?;
+            freed |= self.take_elsewhere(put, need, farewell, patience);
+            if freed {
+                continue;
+            }
+            if !put.desperate {
+                put.desperate = true;
+                continue;
+            }
+            if waits == WAITS || patience.is_over() {
+                return Err(ErrorKind::Contended { weight, limit: self.max_weight(), rounds });
+            }
+            waits += 1;
+            put.reservation.release();
+            patience.back_off(waits);
+        }
+        Err(ErrorKind::Contended { weight, limit: self.max_weight(), rounds: most })
+    }
+
+    /// Under the write lock of the key's own shard: makes room and inserts, or says what stands in
+    /// the way.
+    pub(super) fn try_here(
+        &self,
+        put: &mut Put<'_, K, V>,
+        table: &mut Table<K, V>,
+        newcomer: &mut Option<Newcomer<K, V>>,
+        gone: &mut Gone<K, V>,
+    ) -> Result<(), Hurdle> {
+        let Some(new) = newcomer else { return Ok(()) };
+        // Before room is made: an entry that is not to be stored evicts nobody. An invalidation
+        // that begins after this has its sweep come to this shard after this lock hold.
+        if put.epoch.is_some_and(|epoch| self.is_past(epoch)) {
+            return Err(Hurdle::Invalidated);
+        }
+        let counters = &put.at.shard.counters;
+        let found = table.find(new.hash, &new.key);
+        let found = found.map(|(id, entry)| (id, entry.expiry.is_alive_at(put.now), entry.weight));
+        let old = found.filter(|&(_, alive, _)| alive);
+        // An expired entry of the same key is no update: it leaves, and its room is the first taken.
+        let expired = found.filter(|&(_, alive, _)| !alive);
+        if let Some(entry) = expired.and_then(|(id, ..)| table.take(id, Leave::Other)) {
+            put.reservation.take_over(Amount::one(entry.weight));
+            counters.expired.count();
+            gone.push((entry.key, entry.value, RemovalCause::Expired));
+        }
+        let need = match old {
+            None => Amount::one(new.weight),
+            Some((.., old)) => Amount { entries: 0, weight: new.weight.saturating_sub(old) },
+        };
+        let old = old.map(|(id, ..)| id);
+        if !self.make_room(put, put.at.shard, table, need, old, gone) {
+            return Err(Hurdle::NoRoom(need));
+        }
+        if old.is_none() && table.is_full() {
+            // Four billion entries in one shard: one of them gives its slot.
+            let Some((entry, verdict)) = table.make_way(Shortage::Entries, put.now, None, true)
+            else {
+                return Err(Hurdle::NoRoom(need));
+            };
+            self.see_off(put, put.at.shard, entry, verdict, Shortage::Entries, gone);
+        }
+        let Some(new) = newcomer.take() else { return Ok(()) };
+        let weight = new.weight;
+        match old {
+            None => {
+                table.insert(new);
+                counters.insertions.count();
+                put.reservation.spend(Amount::one(weight));
+            }
+            Some(id) => {
+                if let Some(replaced) = table.replace(id, new) {
+                    put.reservation.take_over(Amount { entries: 0, weight: replaced.weight });
+                    gone.push((replaced.key, replaced.value, RemovalCause::Replaced));
+                }
+                counters.updates.count();
+                put.reservation.spend(Amount { entries: 0, weight });
+            }
+        }
+        // Under the lock still, and before the listener is called: what is left belongs to whoever
+        // comes next.
+        put.reservation.release();
+        Ok(())
+    }
+
+    /// Under the write lock of `shard`: lets entries leave, at most [`BITE`] in one lock hold, until
+    /// the reservation covers `need`. Says whether it does.
+    fn make_room(
+        &self,
+        put: &mut Put<'_, K, V>,
+        shard: &Shard<K, V>,
+        table: &mut Table<K, V>,
+        need: Amount,
+        keep: Option<super::chunked::SlotId>,
+        gone: &mut Gone<K, V>,
+    ) -> bool {
+        while gone.len() < BITE {
+            let Err(shortage) = put.reservation.cover(need) else { return true };
+            let may_evict = put.desperate || self.has_its_share(table.held(), shortage);
+            let Some((entry, verdict)) = table.make_way(shortage, put.now, keep, may_evict) else {
+                return false;
+            };
+            self.see_off(put, shard, entry, verdict, shortage, gone);
+        }
+        put.reservation.cover(need).is_ok()
+    }
+
+    /// Counts an entry that has left for this put, and takes over its room.
+    fn see_off(
+        &self,
+        put: &mut Put<'_, K, V>,
+        shard: &Shard<K, V>,
+        entry: Entry<K, V>,
+        verdict: Verdict,
+        shortage: Shortage,
+        gone: &mut Gone<K, V>,
+    ) {
+        put.reservation.take_over(Amount::one(entry.weight));
+        let cause = self.count_departure(shard, verdict, shortage);
+        gone.push((entry.key, entry.value, cause));
+    }
+
+    /// With no lock held: takes room from other shards for `need`, and says whether anything was
+    /// freed. Each shard's lock is tried once; if `desperate` it is waited for briefly, as readers
+    /// that follow one another would keep a mere try out for ever.
+    fn take_elsewhere<P: Patience>(
+        &self,
+        put: &mut Put<'_, K, V>,
+        need: Amount,
+        farewell: &mut Farewell<'_, K, V>,
+        patience: P,
+    ) -> bool {
+        let all = self.shards.len();
+        let mut freed = false;
+        // Starting behind the own shard spreads the load: keys are spread evenly over shards.
+        for step in 1..all {
+            let shard = &self.shards[(put.at.number + step) & (all - 1)];
+            // A look from outside first: most shards need not be locked at all.
+            let held = shard.counters.held();
+            if held.entries == 0 {
+                continue;
+            }
+            let wait = if put.desperate { patience.brief() } else { None };
+            let take = |table: &mut Table<K, V>, gone: &mut Gone<K, V>| {
+                (self.make_room(put, shard, table, need, None, gone), !gone.is_empty())
+            };
+            let taken = match wait {
+                Some(brief) => self.change(shard, brief, farewell, take),
+                None => self.change(shard, Once, farewell, take),
+            };
+            let Some((covered, some)) = taken else { continue };
+            if covered {
+                return true;
+            }
+            freed |= some;
+        }
+        freed
+    }
+}
+
+impl<K, V, S> ShardedCache<K, V, S> {
+    /// Whether an entry of this weight could be stored in the empty cache.
+    fn can_ever_fit(&self, weight: u64) -> Result<(), ErrorKind> {
+        let max = self.budget.max();
+        if max.entries == 0 {
+            return Err(ErrorKind::NoCapacity);
+        }
+        if weight > max.weight {
+            return Err(ErrorKind::TooLarge { weight, limit: max.weight });
+        }
+        Ok(())
+    }
+
+    /// Whether a shard that holds this much holds about its share, so that it should give what its
+    /// own newcomers need. Three quarters of the mean: keys spread over shards unevenly, and a
+    /// shard that is merely below the mean is not to send its writers elsewhere.
+    fn has_its_share(&self, held: Amount, shortage: Shortage) -> bool {
+        let (used, all) = (self.budget.used(), self.shards.len() as u64);
+        let (own, mean) = match shortage {
+            Shortage::Entries => (held.entries, used.entries / all),
+            Shortage::Weight => (held.weight, used.weight / all),
+        };
+        all == 1 || own > mean - mean / 4
+    }
+
+    /// Counts an entry that made way, under the write lock of its shard.
+    pub(super) fn count_departure(
+        &self,
+        shard: &Shard<K, V>,
+        verdict: Verdict,
+        shortage: Shortage,
+    ) -> RemovalCause {
+        let counters = &shard.counters;
+        let (counter, cause) = match (verdict, shortage) {
+            (Verdict::Expired, _) => (&counters.expired, RemovalCause::Expired),
+            (Verdict::Evicted, Shortage::Entries) => {
+                (&counters.evicted_by_entries, RemovalCause::Size)
+            }
+            (Verdict::Evicted, Shortage::Weight) => {
+                (&counters.evicted_by_weight, RemovalCause::Weight)
+            }
+        };
+        counter.count();
+        cause
+    }
+}
