@@ -111,6 +111,11 @@ impl Error for CacheError {
     }
 }
 
+// A caller's error may not be so by itself; but nothing in a `CacheError` changes once it is made, so
+// that no panic can leave it half changed.
+impl std::panic::UnwindSafe for CacheError {}
+impl std::panic::RefUnwindSafe for CacheError {}
+
 impl fmt::Debug for CacheError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Inner { kind, vector } = &*self.0;

@@ -119,7 +119,7 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
                 break;
             }
             steps += 1;
-            if steps % STEPS == 0 {
+            if steps.is_multiple_of(STEPS) {
                 tokio::task::yield_now().await;
             }
         }

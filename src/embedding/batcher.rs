@@ -42,7 +42,7 @@ use super::load::{Answer, IntoEmbeddings};
 /// let texts = ["red".to_string(), "green".to_string()];
 /// let keys: Vec<_> = texts.iter().map(|text| CacheKey::new(text.as_str(), "toy")).collect();
 /// let answers = cache.get_or_embed_many(&keys, |missing| {
-///     let texts = missing.select(&texts).cloned().collect();
+///     let texts: Vec<String> = missing.select(&texts).cloned().collect();
 ///     let batcher = batcher.clone();
 ///     async move { batcher.embed_many(texts).await }
 /// });

@@ -259,9 +259,7 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
         });
         // The size is that of the vector alone: a key that is a few bytes longer is no reason for
         // an entry to leave before others of its model.
-        let stale = self.loading.stale_while_revalidate.max(self.loading.stale_if_error);
         let core = core
-            .grace(stale)
             .shards(shards)
             .weigher(weigh::<K>)
             .size(|_: &Stored<K>, vector: &EmbeddingVector| vector.dimensions() as u64)
@@ -276,8 +274,6 @@ impl<K: EmbeddingKey, S> fmt::Debug for EmbeddingCacheBuilder<K, S> {
             .field("max_entries", &self.max_entries)
             .field("max_bytes", &self.max_bytes)
             .field("shards", &self.shards)
-            .field("admission", &self.admission)
-            .field("loading", &self.loading)
             .field("name", &self.name)
             .finish_non_exhaustive()
     }

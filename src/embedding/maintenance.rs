@@ -316,7 +316,7 @@ impl<K: EmbeddingKey, S> Inner<K, S> {
                 Some(Step::Removed(bite)) => removed += bite,
                 _ => break,
             }
-            if steps % SWEEP_STEPS == 0 {
+            if steps.is_multiple_of(SWEEP_STEPS) {
                 tokio::task::yield_now().await;
             }
         }

@@ -15,6 +15,7 @@ use super::load::Answer;
 #[derive(Debug, Default)]
 pub(super) struct Observer {
     /// The label under which metrics and spans appear.
+    #[cfg_attr(not(any(feature = "metrics", feature = "tracing")), allow(dead_code))]
     name: Box<str>,
     calls: AtomicU64,
     loaded: AtomicU64,

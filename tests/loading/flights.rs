@@ -69,7 +69,7 @@ async fn exactly_a_thousand_whatever_is_cancelled() {
                 if task % 2 == 0 {
                     // Dropped after a few polls.
                     let polls = random.random_range(0..4);
-                    drop(polled(load, polls).await);
+                    let _: Option<()> = polled(load, polls).await;
                 } else {
                     load.await;
                 }

@@ -413,7 +413,10 @@ where
     /// `work`, or how long was waited for it.
     async fn in_time(&self, work: impl Future<Output = ()>) -> Result<(), Duration> {
         match self.options.timeout {
-            None => Ok(work.await),
+            None => {
+                work.await;
+                Ok(())
+            }
             Some(timeout) if task::within(timeout, work).await => Ok(()),
             Some(timeout) => Err(timeout),
         }
