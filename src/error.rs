@@ -54,6 +54,12 @@ pub(crate) enum ErrorKind {
     TtlTooLong { ttl: Duration, limit: Duration },
     #[error("what was loaded began before an invalidation and is not stored")]
     Invalidated,
+    #[error("a time-to-idle of {tti:?} is over the limit of {limit:?}")]
+    TtiTooLong { tti: Duration, limit: Duration },
+    #[error("a time-to-idle of 0 would serve nothing; it is more than that")]
+    NoTimeToIdle,
+    #[error("a time-to-live jitter of {fraction} is not a fraction from 0.0 to 1.0")]
+    Jitter { fraction: f64 },
     #[error("{shards} shards asked for; a cache has 1 to {limit}")]
     ShardCount { shards: usize, limit: usize },
     #[error(
@@ -105,10 +111,10 @@ impl CacheError {
         matches!(self.kind, ErrorKind::KeyTooLong { .. })
     }
 
-    /// The time-to-live is longer than the clock can count.
+    /// The time-to-live, or the time-to-idle, is longer than the clock can count.
     #[must_use]
     pub fn is_invalid_ttl(&self) -> bool {
-        matches!(self.kind, ErrorKind::TtlTooLong { .. })
+        matches!(self.kind, ErrorKind::TtlTooLong { .. } | ErrorKind::TtiTooLong { .. })
     }
 
     /// Something was invalidated while the value was being loaded.
@@ -121,7 +127,11 @@ impl CacheError {
     pub fn is_configuration(&self) -> bool {
         matches!(
             self.kind,
-            ErrorKind::ShardCount { .. } | ErrorKind::NoLimit | ErrorKind::NoWeigher { .. }
+            ErrorKind::ShardCount { .. }
+                | ErrorKind::NoLimit
+                | ErrorKind::NoWeigher { .. }
+                | ErrorKind::NoTimeToIdle
+                | ErrorKind::Jitter { .. }
         )
     }
 
