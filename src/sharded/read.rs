@@ -175,14 +175,23 @@ where
     {
         let now = self.now_for_reading();
         let at = self.place(key);
-        let seen = {
-            let table = at.shard.read(patience)?;
-            match self.find(&table, at.hash, key) {
-                None => Seen::Absent,
-                Some((_, entry)) if !entry.expiry.is_alive_at(now) => Seen::Expired,
-                Some((id, entry)) => Seen::Live(entry.value.clone(), table.hit(id)),
+        let table = at.shard.read(patience)?;
+        let found = self.find(&table, at.hash, key);
+        // The hit first and in a straight line: it is what this cache is for.
+        if let Some((id, entry)) = found
+            && entry.expiry.is_alive_at(now)
+        {
+            let note = table.hit(id);
+            self.tally.count(at.number, Outcome::Hit);
+            let value = entry.value.clone();
+            drop(table);
+            if note == HitNote::Full {
+                self.note_hits(at.shard, std::iter::once((key, at.hash)), patience);
             }
-        };
+            return Some(Some(value));
+        }
+        let seen = if found.is_some() { Seen::Expired } else { Seen::Absent };
+        drop(table);
         self.conclude(key, at, now, seen, patience)
     }
 
