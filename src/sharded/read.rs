@@ -188,7 +188,10 @@ where
                     State::Dead => Seen::Expired,
                 },
             }
-        };
+            return Some(Some(value));
+        }
+        let seen = if found.is_some() { Seen::Expired } else { Seen::Absent };
+        drop(table);
         self.conclude(key, at, now, seen, patience)
     }
 

@@ -116,6 +116,12 @@ pub(super) struct Table<K, V> {
     latest: Stamp,
 }
 
+impl<K, V> Default for Slot<K, V> {
+    fn default() -> Self {
+        Self::Vacant(SlotId::NONE)
+    }
+}
+
 impl<K, V> Table<K, V> {
     pub(super) fn new(plan: Plan, generation: u64) -> Self {
         Self {
@@ -156,17 +162,45 @@ impl<K, V> Table<K, V> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let mut found = None;
-        // The tag in the index lets one slot in 128 pass by mistake; the hash in the slot stops it
-        // before a key's heap is touched.
-        let id = self.index.find(hash, |id| match &self.slots[id] {
-            Slot::Occupied(entry) if entry.hash == hash && key.equivalent(&entry.key) => {
-                found = Some(entry);
-                true
+        let found = self.pick(self.index.candidates(hash), hash, key);
+        if found.is_none() && self.index.is_draining() {
+            return self.find_draining(hash, key);
+        }
+        found
+    }
+
+    // Not a second copy of the comparison on the way of every hit.
+    #[cold]
+    #[inline(never)]
+    fn find_draining<Q>(&self, hash: SlotHash, key: &Q) -> Option<(SlotId, &Entry<K, V>)>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        self.pick(self.index.draining_candidates(hash), hash, key)
+    }
+
+    /// The slot among `candidates` that has `key`.
+    #[inline(always)]
+    fn pick<Q>(
+        &self,
+        candidates: impl Iterator<Item = SlotId>,
+        hash: SlotHash,
+        key: &Q,
+    ) -> Option<(SlotId, &Entry<K, V>)>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        for id in candidates {
+            // The tag in the index lets one slot in 128 pass by mistake; the hash in the slot stops
+            // it before a key's heap is touched.
+            if let Slot::Occupied(entry) = &self.slots[id]
+                && entry.hash == hash
+                && key.equivalent(&entry.key)
+            {
+                return Some((id, entry));
             }
-            _ => false,
-        })?;
-        Some((id, found?))
+        }
+        None
     }
 
     /// The entry in a slot that an order named.
@@ -405,8 +439,7 @@ impl<K, V> Table<K, V> {
         let mut held = Amount::default();
         for (id, entry) in entries() {
             held += Amount::one(entry.weight);
-            let found = self.index.find(entry.hash, |other| other == id);
-            assert_eq!(found, Some(id), "the index does not know {id:?}");
+            assert!(self.index.contains(entry.hash, id), "the index does not know {id:?}");
         }
         assert_eq!(self.held, held, "the table miscounts itself");
         assert_eq!(self.index.len() as u64, held.entries, "the index knows empty slots");
