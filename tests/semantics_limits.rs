@@ -195,18 +195,20 @@ async fn memory_is_counted_in_bytes_and_not_in_whole_megabytes() {
         assert!(cache.info().memory_bytes <= 1 << 20);
     }
     // A whole number of small ones: the limit is met to the entry.
-    let weight = |key: &CacheKey, dimensions: u64| {
-        let text = key.content_hash.len() + key.model_version.len();
-        text as u64 + 4 * dimensions + 16 + ENTRY_OVERHEAD
-    };
-    for (spare, fit) in [(-1, 6), (0, 7), (1, 7)] {
-        let max = (7 * weight(&key(0), 768)).wrapping_add_signed(spare);
-        let cache = EmbeddingCache::builder().max_bytes(max).build().unwrap();
-        for i in 0..20 {
-            cache.put(key(i), vec![1.0; 768]).await.unwrap();
-            let size = cache.size().await;
-            assert_eq!(size, fit.min(i + 1));
-            assert_eq!(cache.info().memory_bytes, size as u64 * weight(&key(0), 768));
+    let usual = |i: usize| CacheKey::new(format!("{i:064x}"), "e5-base@1");
+    let chunk = |i: usize| usual(i).with_chunk("12");
+    let bare = 4 * 768 + 16 + ENTRY_OVERHEAD;
+    let texts = 64 + "e5-base@1".len() as u64 + 2;
+    for (key, weight) in [(&usual as &dyn Fn(usize) -> CacheKey, bare), (&chunk, bare + texts)] {
+        for (spare, fit) in [(-1, 6), (0, 7), (1, 7)] {
+            let max = (7 * weight).wrapping_add_signed(spare);
+            let cache = EmbeddingCache::builder().max_bytes(max).build().unwrap();
+            for i in 0..20 {
+                cache.put(key(i), vec![1.0; 768]).await.unwrap();
+                let size = cache.size().await;
+                assert_eq!(size, fit.min(i + 1));
+                assert_eq!(cache.info().memory_bytes, size as u64 * weight);
+            }
         }
     }
 }

@@ -113,9 +113,8 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
         Self { max_entries: Some(max), ..self }
     }
 
-    /// The most bytes the cache holds, at every instant: for each entry the text of its key, its
-    /// vector, and [`ENTRY_OVERHEAD`](super::ENTRY_OVERHEAD), with a
-    /// [`ContentKey`](super::ContentKey) 8 more.
+    /// The most bytes the cache holds, at every instant: for each entry its vector and
+    /// [`ENTRY_OVERHEAD`](super::ENTRY_OVERHEAD), and the texts of an unusual key.
     pub fn max_bytes(self, max: u64) -> Self {
         Self { max_bytes: Some(max), ..self }
     }

@@ -41,16 +41,15 @@ use load::Flights;
 use observe::Observer;
 use wait::Waiters;
 
-/// What an entry weighs beside the text of its key and its vector, in bytes: its slot (64), and its
-/// parts of the index, of the orders of eviction and expiry, and of what is allocated ahead. Measured
-/// it is 80 to 122, by policy, time-to-live and number of shards; this is the middle.
+/// What an entry weighs beside its vector, in bytes: its slot (80), with the key in it, and its parts
+/// of the index, of the orders of eviction and expiry, and of what is allocated ahead. Measured it is
+/// 99 to 152, by policy, time-to-live and number of shards; this is the middle.
 ///
-/// The weight of an entry is `key text + vector allocation (4 × dimensions + 16) + ENTRY_OVERHEAD`,
-/// within a tenth of what a counting allocator sees, from 16 dimensions on.
-///
-/// That is for a [`CacheKey`]. A [`ContentKey`] has no text and is 8 bytes larger in its slot (72): its
-/// entry weighs `vector allocation + ENTRY_OVERHEAD + 8`, within a tenth from 32 dimensions on.
-pub const ENTRY_OVERHEAD: u64 = 98;
+/// The weight of an entry is `vector allocation (4 × dimensions + 16) + ENTRY_OVERHEAD`, within a
+/// tenth of what a counting allocator sees, from 64 dimensions on. A [`CacheKey`] whose content hash
+/// is not 64 lower-case hexadecimal digits, or that has a chunk, is stored as its texts, and their
+/// bytes are added. An entry with a [`ContentKey`], whose slot is smaller, weighs 8 bytes less.
+pub const ENTRY_OVERHEAD: u64 = 118;
 
 fn weigh<K: EmbeddingKey>(key: &Stored<K>, vector: &EmbeddingVector) -> u64 {
     K::heap_bytes(key) + vector.heap_bytes() + K::OVERHEAD

@@ -275,7 +275,7 @@ impl Form for ContentKey {
     type Probe<'a> = Self;
 
     /// Its key is 8 bytes larger in the slot than the stored form of a `CacheKey`.
-    const OVERHEAD: u64 = crate::ENTRY_OVERHEAD + 8;
+    const OVERHEAD: u64 = crate::ENTRY_OVERHEAD - 8;
 
     #[inline]
     fn probe(&self) -> Self {

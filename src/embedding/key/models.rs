@@ -22,7 +22,7 @@ static NAMES: [OnceLock<Box<str>>; MOST] = [const { OnceLock::new() }; MOST];
 
 /// The number of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Model(u32);
+pub(super) struct Model(u32);
 
 impl Model {
     /// The number of `name`, which gets one if there is one left.

@@ -2,7 +2,7 @@
 //!
 //! Nearly every key is a digest in hexadecimal digits and a model. Such a key is stored as the 32
 //! bytes of the digest and the number of the model: it stands in its slot entirely, so that a hit
-//! visits no heap block of a key, and an entry takes over a hundred bytes less. Every other key is
+//! visits no heap block of a key, and an entry takes some hundred bytes less. Every other key is
 //! stored as its texts, one after the other in one block.
 //!
 //! Both forms give the key back exactly. Which one it is depends on the key alone, so equal keys are
