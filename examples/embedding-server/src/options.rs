@@ -39,11 +39,6 @@ pub struct Options {
     #[arg(long, env = "EMBEDDING_SERVER_TTL", value_parser = duration)]
     pub ttl: Option<Duration>,
 
-    /// How long beyond its time a vector is still served while the model fails.
-    #[arg(long, env = "EMBEDDING_SERVER_STALE_IF_ERROR", default_value = "0s",
-          value_parser = duration)]
-    pub stale_if_error: Duration,
-
     /// Answer every request by the model, to compare.
     #[arg(long, env = "EMBEDDING_SERVER_NO_CACHE")]
     pub no_cache: bool,
@@ -102,7 +97,7 @@ pub struct Options {
           value_parser = clap::value_parser!(u32).range(1..))]
     pub model_queue: u32,
 
-    /// An OpenAI-compatible server to ask for vectors, such as https://api.openai.com/v1; without
+    /// An OpenAI-compatible server to ask for vectors, such as <https://api.openai.com/v1>; without
     /// it the built-in embedder computes them.
     #[arg(long, env = "EMBEDDING_SERVER_UPSTREAM", value_parser = base_url)]
     pub upstream: Option<Url>,

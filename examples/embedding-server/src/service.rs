@@ -131,11 +131,11 @@ impl Service {
         // A model's own number of dimensions is not asked for: it is the same vector, and models
         // that have only one number refuse the parameter.
         let asked = request.dimensions.filter(|asked| Some(*asked) != model.dimensions);
-        if let (true, Some(asked), Some(limit)) = (self.built_in, asked, model.dimensions) {
-            if asked > limit {
-                let message = format!("{asked} is over the {limit} dimensions of this model");
-                return Err(ApiError::invalid("dimensions", message));
-            }
+        if let (true, Some(asked), Some(limit)) = (self.built_in, asked, model.dimensions)
+            && asked > limit
+        {
+            let message = format!("{asked} is over the {limit} dimensions of this model");
+            return Err(ApiError::invalid("dimensions", message));
         }
         let asked = if self.built_in { expected } else { asked };
         let job = |input: &Input<'_>| Job {
@@ -207,8 +207,7 @@ impl Cached {
             // As many as there can be requests: the batcher is what bounds calls of the model.
             .max_concurrent_loads(options.max_concurrency as usize)
             .max_batch(options.model_batch as usize)
-            .max_in_flight(options.model_queue as usize)
-            .stale_if_error(options.stale_if_error);
+            .max_in_flight(options.model_queue as usize);
         if let Some(ttl) = options.ttl {
             builder = builder.time_to_live(ttl);
         }

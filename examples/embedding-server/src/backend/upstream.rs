@@ -72,7 +72,8 @@ impl Upstream {
         let mut results: Vec<Option<_>> = vec![None; jobs.len()];
         let mut calls = SEARCH_CALLS;
         // Parts still to be asked for; the whole, and halves of what was refused.
-        let mut parts = vec![0..jobs.len()];
+        let whole = 0..jobs.len();
+        let mut parts = vec![whole];
         while let Some(part) = parts.pop() {
             match self.call_with_retries(&jobs[part.clone()]).await {
                 Ok(vectors) => {
@@ -145,10 +146,10 @@ impl Upstream {
         let text = self.read(&mut response, ANSWER_LIMIT).await?;
         let mut vectors = answer::vectors(&text, jobs.len())?;
         for (vector, job) in vectors.iter_mut().zip(jobs) {
-            if let Ok(components) = vector {
-                if let Err(error) = answer::check(components, job.expected) {
-                    *vector = Err(error);
-                }
+            if let Ok(components) = vector
+                && let Err(error) = answer::check(components, job.expected)
+            {
+                *vector = Err(error);
             }
         }
         Ok(vectors)
