@@ -163,6 +163,8 @@ where
         }));
         (self.next, self.one_by_one) = (0, 0);
         self.order.clear();
+        // At once, and no more than is told of.
+        self.group.reserve(self.entries.size_hint().0.min(GROUP));
         for (key, value) in self.entries.by_ref().take(GROUP) {
             self.group.push(match self.cache.newcomer(key, value, self.terms) {
                 Ok((at, newcomer)) => {

@@ -179,6 +179,30 @@ impl<K, V, S> ShardedCache<K, V, S> {
     }
 }
 
+/// What loaders do, for the tests that look at every interleaving.
+#[cfg(shuttle)]
+#[allow(missing_docs)]
+impl<K, V, S> ShardedCache<K, V, S>
+where
+    K: std::hash::Hash + Eq,
+    S: std::hash::BuildHasher,
+{
+    #[doc(hidden)]
+    pub fn noted_epoch(&self) -> u64 {
+        self.epoch()
+    }
+
+    #[doc(hidden)]
+    pub fn insert_in_epoch(&self, key: K, value: V, epoch: u64) -> bool {
+        let terms = super::Terms { epoch: Some(epoch), ..super::Terms::default() };
+        match self.insert_uncounted(key, value, terms, Unlimited) {
+            Ok(()) => true,
+            Err(refused) if refused.error().is_invalidated() => false,
+            Err(refused) => panic!("{refused}"),
+        }
+    }
+}
+
 /// The sweep behind an invalidation of everything, from [`ShardedCache::start_invalidation`].
 /// Between two steps nothing is locked. Dropped before its end it has invalidated everything all the
 /// same; memory then comes back when somebody writes.
