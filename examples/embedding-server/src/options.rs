@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use reqwest::Url;
 
+const ABOUT: &str = "An OpenAI-compatible embedding server with a cache in front of the model";
+
 /// The options of a server.
 ///
 /// ```
@@ -18,7 +20,7 @@ use reqwest::Url;
 /// # Ok::<(), clap::Error>(())
 /// ```
 #[derive(Debug, Clone, clap::Parser)]
-#[command(name = "embedding-server", version, about)]
+#[command(name = "embedding-server", version, about = ABOUT, long_about = ABOUT)]
 #[non_exhaustive]
 pub struct Options {
     /// Address to listen on; port 0 takes a free one, which is printed.
