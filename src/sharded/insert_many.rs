@@ -130,7 +130,6 @@ where
     I: Iterator<Item = (K, V)>,
 {
     /// A step that waits at most `wait` for a lock; zero tries once. Timeouts are not counted.
-    #[allow(dead_code, reason = "for the async door")]
     pub(crate) fn step_slice(&mut self, wait: Duration) -> Progress {
         match wait {
             Duration::ZERO => self.step(Once),

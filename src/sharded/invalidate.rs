@@ -119,7 +119,6 @@ impl<K, V, S> ShardedCache<K, V, S> {
     }
 
     /// How often anything was invalidated; for [`Terms::epoch`](super::Terms).
-    #[allow(dead_code, reason = "for loaders behind the async door")]
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Acquire)
     }

@@ -47,7 +47,6 @@ pub use stats::ShardStats;
 pub use sweep::Iter;
 pub(crate) use sweep::Step;
 pub(crate) use write::Terms;
-#[allow(unused_imports, reason = "for the async door")]
 pub(crate) use {insert_many::Progress, read::Sight, read_many::GROUP};
 
 use budget::{Amount, Budget};

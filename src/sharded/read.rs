@@ -25,7 +25,6 @@ pub(super) enum Seen<V> {
 }
 
 /// What a look at a key shows, from [`ShardedCache::look_slice`].
-#[allow(dead_code, reason = "for the async door")]
 pub(crate) enum Sight<V> {
     /// A value within its time-to-live.
     Fresh(V),
@@ -175,22 +174,26 @@ where
     {
         let now = self.now_for_reading();
         let at = self.place(key);
-        let seen = {
-            let table = at.shard.read(patience)?;
-            match self.find(&table, at.hash, key) {
-                None => Seen::Absent,
-                Some((id, entry)) => match table.state(id, entry, now) {
-                    State::Fresh => {
-                        table.note_use(id, now);
-                        Seen::Live(entry.value.clone(), table.hit(id))
+        let table = at.shard.read(patience)?;
+        let seen = match self.find(&table, at.hash, key) {
+            None => Seen::Absent,
+            Some((id, entry)) => match table.state(id, entry, now) {
+                // In a straight line: a hit is what this cache is for.
+                State::Fresh => {
+                    table.note_use(id, now);
+                    let note = table.hit(id);
+                    self.tally.count(at.number, Outcome::Hit);
+                    let value = entry.value.clone();
+                    drop(table);
+                    if note == HitNote::Full {
+                        self.note_hits(at.shard, std::iter::once((key, at.hash)), patience);
                     }
-                    State::Stale => Seen::Absent,
-                    State::Dead => Seen::Expired,
-                },
-            }
-            return Some(Some(value));
-        }
-        let seen = if found.is_some() { Seen::Expired } else { Seen::Absent };
+                    return Some(Some(value));
+                }
+                State::Stale => Seen::Absent,
+                State::Dead => Seen::Expired,
+            },
+        };
         drop(table);
         self.conclude(key, at, now, seen, patience)
     }
@@ -303,7 +306,6 @@ where
 
     /// Looks at `key` without counting anything, waiting at most `wait` for the lock, zero tries
     /// once; `None` if it was not had.
-    #[allow(dead_code, reason = "for the async door")]
     pub(crate) fn look_slice<Q>(&self, key: &Q, wait: Duration) -> Option<Sight<V>>
     where
         Q: Hash + Equivalent<K> + ?Sized,

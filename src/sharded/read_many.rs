@@ -62,7 +62,6 @@ where
     /// Looks up at most [`GROUP`] keys, each counted as by a `get`, and calls `push` with the answer
     /// to each, in their order, with no lock held. Waits at most `wait` for all locks together, zero
     /// tries each once; says whether they were had: if not, nothing was pushed and nothing counted.
-    #[allow(dead_code, reason = "for the async door")]
     pub(crate) fn get_group_slice<Q>(
         &self,
         keys: &[Q],

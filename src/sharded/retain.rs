@@ -64,7 +64,6 @@ pub(crate) struct Retain<'a, K, V, S, F> {
 
 impl<K, V, S, F: FnMut(&K, &V) -> bool> Retain<'_, K, V, S, F> {
     /// Goes through up to 64 slots; waits at most `wait` for the lock, zero tries once.
-    #[allow(dead_code, reason = "for the async door")]
     pub(crate) fn step_slice(&mut self, wait: Duration) -> Step {
         match wait {
             Duration::ZERO => self.step(Once),
