@@ -41,6 +41,11 @@ pub struct Options {
     #[arg(long, env = "EMBEDDING_SERVER_TTL", value_parser = duration)]
     pub ttl: Option<Duration>,
 
+    /// How long past its time a vector is still served when the model fails.
+    #[arg(long, env = "EMBEDDING_SERVER_STALE_IF_ERROR", default_value = "0s",
+          value_parser = duration)]
+    pub stale_if_error: Duration,
+
     /// Answer every request by the model, to compare.
     #[arg(long, env = "EMBEDDING_SERVER_NO_CACHE")]
     pub no_cache: bool,

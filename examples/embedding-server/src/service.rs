@@ -207,7 +207,8 @@ impl Cached {
             // As many as there can be requests: the batcher is what bounds calls of the model.
             .max_concurrent_loads(options.max_concurrency as usize)
             .max_batch(options.model_batch as usize)
-            .max_in_flight(options.model_queue as usize);
+            .max_in_flight(options.model_queue as usize)
+            .stale_if_error(options.stale_if_error);
         if let Some(ttl) = options.ttl {
             builder = builder.time_to_live(ttl);
         }

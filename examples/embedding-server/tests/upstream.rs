@@ -225,6 +225,17 @@ async fn too_much_to_load_is_a_429() {
 }
 
 #[tokio::test]
+async fn an_old_vector_is_served_while_the_upstream_fails() {
+    let arguments = ["--ttl", "100ms", "--stale-if-error", "1h"];
+    let (upstream, server) = pair(Mode::Good, &arguments).await;
+    let fresh = server.embed(&ask("a")).await.vectors();
+    upstream.set(Mode::Status(500, None));
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(server.embed(&ask("a")).await.vectors(), fresh);
+    server.embed(&ask("b")).await.is_error(502);
+}
+
+#[tokio::test]
 async fn requests_under_way_end_before_the_server_does() {
     let (upstream, mut server) = pair(Mode::Slow(Duration::from_millis(500)), &[]).await;
     let request = server.client.post(server.url("/v1/embeddings"));
