@@ -1,0 +1,90 @@
+# The embedding server: lints and tests; then the release binary against the official client of
+# OpenAI, its page in a browser, 1,000 connections at once, and itself without a cache.
+set -euo pipefail
+cargo fmt --check -p embedding-server
+cargo clippy --all-targets --all-features -p embedding-server -- -D warnings
+RUSTDOCFLAGS="-D warnings" cargo doc --no-deps -p embedding-server
+cargo build --release -p embedding-server --bins --examples
+cargo test -p embedding-server
+
+# A thousand connections take a descriptor at each end.
+(($(ulimit -n) >= 4096)) || ulimit -n 4096
+
+tools=()
+command -v wrk > /dev/null || tools+=(wrk)
+command -v chromium > /dev/null || tools+=(chromium)
+if ((${#tools[@]} > 0)); then
+    apt-get update -qq
+    DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${tools[@]}" > /dev/null
+fi
+
+here=examples/embedding-server
+binaries=${CARGO_TARGET_DIR:-target}/release
+out=$(mktemp -d)
+servers=()
+stop() {
+    local server
+    for server in "${servers[@]}"; do kill "$server" 2> /dev/null || true; done
+    wait
+    servers=()
+}
+trap 'stop; rm -rf "$out"' EXIT
+
+start() { # NAME ARGUMENTS... ; sets `address`
+    "$binaries/embedding-server" --listen 127.0.0.1:0 "${@:2}" > "$out/$1" 2> "$out/$1.log" &
+    servers+=($!)
+    for _ in $(seq 100); do
+        address=$(sed -n 's#^listening on http://##p' "$out/$1")
+        [[ -z $address ]] || return 0
+        sleep 0.1
+    done
+    echo "the server does not start:"
+    cat "$out/$1.log"
+    return 1
+}
+stat() { # ADDRESS PART NAME: a number of /stats
+    python3 -c 'import json, sys, urllib.request as u
+print(json.load(u.urlopen(sys.argv[1]))[sys.argv[2]][sys.argv[3]])' "http://$1/stats" "$2" "$3"
+}
+
+# The README's command starts it, and the two calls after it give the same answer.
+command=$(sed -n 's/^\(cargo run --release -p embedding-server\)$/\1/p' README.md docs/server.md | head -n 1)
+[[ -n $command ]] || { echo "no document names the server's command"; exit 1; }
+$command -- --help > /dev/null
+
+echo '--- the official client'
+start client
+python3 -m venv "$out/venv"
+"$out/venv/bin/pip" install --quiet --disable-pip-version-check openai
+"$out/venv/bin/python" $here/tests/openai_client.py "http://$address/v1"
+stop
+
+echo '--- the page'
+start page
+python3 $here/tests/page.py "http://$address" "$(command -v chromium)"
+# It ends when it is told to, with what it was doing done.
+kill -TERM "${servers[0]}"
+wait "${servers[0]}" || { echo "the server ended with an error"; cat "$out/page.log"; exit 1; }
+servers=()
+
+echo '--- 1,000 connections'
+start crowd
+wrk -t2 -c1000 -d5s --timeout 20s -s $here/tests/crowd.lua "http://$address/v1/embeddings" | tee "$out/wrk"
+if grep -qE 'Non-2xx|Socket errors' "$out/wrk"; then
+    cat "$out/crowd.log"
+    exit 1
+fi
+answered=$(stat "$address" requests answered)
+calls=$(stat "$address" model calls)
+texts=$(stat "$address" cache entries)
+echo "$answered answers, $texts distinct texts, $calls calls of the model"
+((calls < texts && texts > 1000 && answered > texts))
+stop
+
+echo '--- with and without the cache'
+start with
+with=$address
+start without --no-cache
+compare=("$binaries/examples/compare" --cached "$with" --uncached "$address" --bytes 2000,8000 --at-least 5)
+# Once more if the machine had other things to do.
+"${compare[@]}" || "${compare[@]}"
