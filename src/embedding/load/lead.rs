@@ -123,7 +123,8 @@ impl<K: EmbeddingKey, S: BuildHasher> Lead<K, S> {
                 }
             }
         }
-        // What was refused has been counted; the caller has the vector.
-        drop(self.inner.insert_all(entries, self.terms).await);
+        // What was refused has been counted; the caller has the vector. A panic of the eviction
+        // listener comes after all is stored: it is no reason to lose what the model has answered.
+        drop(catching(self.inner.insert_all(entries, self.terms)).await);
     }
 }
