@@ -45,12 +45,12 @@ fn compare<K: EmbeddingKey>(
         cache.put_blocking(key.clone(), vec![i as f32; DIMENSIONS]).expect("room");
     }
     let groups: Vec<&[K]> = keys.chunks_exact(BATCH).collect();
-    let get_many = |keys| {
+    let get_many = |keys: &[K]| {
         for found in ready(cache.get_many(keys)) {
             black_box(found.expect("a hit"));
         }
     };
-    let load = |keys| {
+    let load = |keys: &[K]| {
         let none = async |_| -> Vec<Vec<f32>> { unreachable!("all are hits") };
         for answer in ready(cache.get_or_embed_many(keys, none)) {
             black_box(answer.expect("a hit"));

@@ -11,6 +11,7 @@
 
 mod expiry;
 mod limits;
+mod loads;
 mod order;
 mod sweeps;
 mod values;
