@@ -85,6 +85,12 @@ pub(crate) enum ErrorKind {
     TtlTooLong { ttl: Duration, limit: Duration },
     #[error("what was loaded began before an invalidation and is not stored")]
     Invalidated,
+    #[error("a time-to-idle of {tti:?} is over the limit of {limit:?}")]
+    TtiTooLong { tti: Duration, limit: Duration },
+    #[error("a time-to-idle of 0 would serve nothing; it is more than that")]
+    NoTimeToIdle,
+    #[error("a time-to-live jitter of {fraction} is not a fraction from 0.0 to 1.0")]
+    Jitter { fraction: f64 },
     #[error("{shards} shards asked for; a cache has 1 to {limit}")]
     ShardCount { shards: usize, limit: usize },
     #[error(
@@ -212,7 +218,7 @@ impl CacheError {
         )
     }
 
-    /// The time-to-live is longer than the clock can count.
+    /// The time-to-live, or the time-to-idle, is longer than the clock can count.
     #[must_use]
     pub fn is_invalid_ttl(&self) -> bool {
         matches!(self.0.kind, ErrorKind::TtlTooLong { .. })

@@ -94,3 +94,8 @@ pub use vector::EmbeddingVector;
 #[cfg(doctest)]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// The same for the document about keys.
+#[cfg(doctest)]
+#[doc = include_str!("../docs/keys.md")]
+struct Keys;

@@ -40,9 +40,10 @@ pub struct CacheStats {
     pub evicted_by_entries: u64,
     /// Evictions for the limit on weight (bytes, in an embedding cache).
     pub evicted_by_weight: u64,
-    /// Entries that left because their time-to-live had passed, whoever noticed it.
+    /// Entries that left because their time-to-live had passed or they were idle for too long,
+    /// whoever noticed it.
     pub expired_entries: u64,
-    /// Entries that left because the caller asked: `remove`, `retain`, `clear`.
+    /// Entries that left because the caller asked: `remove`, `retain`, `clear`, invalidations.
     pub removals: u64,
     /// Puts that were refused: too large, invalid, or no room in a bounded number of tries.
     pub rejected: u64,

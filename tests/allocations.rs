@@ -270,6 +270,25 @@ fn a_load_of_hits_allocates_its_result_only() {
     }
 }
 
+#[test]
+fn a_batch_of_puts_that_replace_allocates_its_result_and_room_for_a_group() {
+    for_each_cache(|which, cache| {
+        for size in [1, 16, 64, 100] {
+            let entries: Vec<(String, Arc<[f32]>)> =
+                (0..size).map(|i| (name(i), Arc::from([0.5; 8]))).collect();
+            cache.insert_many(entries.iter().cloned());
+            let (mut entries, mut results) = (entries.into_iter(), Vec::new());
+            let counted = measure(|| results = cache.insert_many(entries.by_ref()));
+            assert_eq!(results.len(), size);
+            // The result, a group that grows up to 64 entries, and for each shard that has more than
+            // one of them, what was replaced, which grows up to 64 too.
+            let shards = cache.shards().min(size) as u64;
+            let most = 1 + 5 + 7 * shards * size.div_ceil(64) as u64;
+            assert!(counted.count_total <= most, "{which}, {size}: {counted:?}, not {most}");
+        }
+    });
+}
+
 /// With a key and a vector that were made before.
 #[test]
 fn a_put_into_a_full_cache_allocates_its_stored_key_and_seldom_more() {

@@ -14,9 +14,10 @@ use std::sync::Arc;
 
 use embedding_cache::baseline::SingleLockCache;
 use embedding_cache::{
-    CacheError, CacheInfo, CacheKey, CacheStats, Clock, DefaultHashBuilder, DefaultHasher,
-    EmbeddingCache, EmbeddingCacheBuilder, EmbeddingVector, EntryInfo, EvictionPolicy, InsertError,
-    Iter, MemoryPressure, RemovalCause, ShardStats, ShardedCache, ShardedCacheBuilder,
+    CacheError, CacheInfo, CacheKey, CacheStats, Clock, ContentKey, DefaultHashBuilder,
+    DefaultHasher, EmbeddingCache, EmbeddingCacheBuilder, EmbeddingKey, EmbeddingVector, EntryInfo,
+    EvictionPolicy, InsertError, Iter, MemoryPressure, RemovalCause, ShardStats, ShardedCache,
+    ShardedCacheBuilder,
 };
 use static_assertions::{assert_impl_all, assert_not_impl_any, assert_obj_safe};
 use support::{Removals, ShardIsKey, key};
@@ -25,10 +26,12 @@ type Core = ShardedCache<String, Arc<[f32]>>;
 
 // What is shared between threads and moved into tasks.
 assert_impl_all!(EmbeddingCache: Send, Sync, Unpin, Clone, Debug);
+assert_impl_all!(EmbeddingCache<ContentKey>: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(EmbeddingCache<embedding_cache::CacheKey, std::hash::RandomState>: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(Core: Send, Sync, Unpin, Debug);
 assert_impl_all!(SingleLockCache: Send, Sync, Unpin, Clone);
 assert_impl_all!(EmbeddingCacheBuilder: Send, Unpin, Debug);
+assert_impl_all!(EmbeddingCacheBuilder<ContentKey>: Send, Unpin, Debug);
 assert_impl_all!(ShardedCacheBuilder<String, u64>: Send, Unpin, Debug);
 assert_impl_all!(Iter<'static, String, u64, DefaultHashBuilder>: Send, Sync, Unpin, Debug, Iterator);
 // Only for keys and values that may be.
@@ -66,9 +69,9 @@ fn _everything_may_outlive_its_maker() {
 }
 
 /// Never called: that it compiles is the test.
-fn _the_futures_may_be_spawned_on_any_runtime<S: BuildHasher + Send + Sync>(
-    cache: &EmbeddingCache<CacheKey, S>,
-    key: &CacheKey,
+fn _the_futures_may_be_spawned_on_any_runtime<K: EmbeddingKey, S: BuildHasher + Send + Sync>(
+    cache: &EmbeddingCache<K, S>,
+    key: &K,
 ) {
     fn is_send<F: Future + Send>(_: F) {}
     is_send(cache.get(key));

@@ -18,7 +18,7 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::{Config as Settings, TestCaseError, TestError, TestRunner};
 
 use model::driver::{run, run_against};
-use model::scenario::{Config, LARGE, Op, SMALL, Scenario, World};
+use model::scenario::{Config, Extras, LARGE, Op, SMALL, Scenario, World};
 
 /// Tries scenarios of one size and policy; one that fails is made as small as possible and shown.
 #[track_caller]
@@ -67,6 +67,8 @@ fn hundreds_of_entries_with_s3_fifo_behave_as_a_few() {
     check(&LARGE, EvictionPolicy::S3Fifo, &[1, 4]);
 }
 
+const MILLISECOND: Duration = Duration::from_millis(1);
+
 /// A configuration to start from.
 const PLAIN: Config = Config {
     policy: EvictionPolicy::Lru,
@@ -76,6 +78,7 @@ const PLAIN: Config = Config {
     max_weight: None,
     weigher: false,
     time_to_live: None,
+    extras: Extras { grace: Duration::ZERO, jitter: 0.0, time_to_idle: None },
     collisions: false,
 };
 
@@ -83,7 +86,7 @@ const PLAIN: Config = Config {
 #[test]
 fn the_oracle_notices_a_cache_that_is_not_what_was_asked_for() {
     type Change = fn(Config) -> Config;
-    let changes: [(&str, Change); 7] = [
+    let changes: [(&str, Change); 11] = [
         ("another policy", |c| Config { policy: EvictionPolicy::S3Fifo, ..c }),
         ("another order for weight", |c| Config {
             pressure: match c.pressure {
@@ -99,9 +102,25 @@ fn the_oracle_notices_a_cache_that_is_not_what_was_asked_for() {
         }),
         ("a weight of one more", |c| Config { max_weight: c.max_weight.map(|max| max + 1), ..c }),
         ("a longer life", |c| Config {
-            time_to_live: c.time_to_live.map(|ttl| ttl + Duration::from_nanos(1_000_000)),
+            time_to_live: c.time_to_live.map(|ttl| ttl + MILLISECOND),
             ..c
         }),
+        ("a longer grace", |c| Config {
+            extras: Extras { grace: c.extras.grace + MILLISECOND, ..c.extras },
+            ..c
+        }),
+        ("more jitter", |c| Config {
+            extras: Extras { jitter: (3.0 * c.extras.jitter).min(1.0), ..c.extras },
+            ..c
+        }),
+        ("a longer time to idle", |c| Config {
+            extras: Extras {
+                time_to_idle: c.extras.time_to_idle.map(|tti| tti + MILLISECOND),
+                ..c.extras
+            },
+            ..c
+        }),
+        ("no time to idle", |c| Config { extras: Extras { time_to_idle: None, ..c.extras }, ..c }),
         ("another number of shards", |c| Config { shards: 2, ..c }),
     ];
     let scenarios = SMALL.scenarios(EvictionPolicy::Lru, &[1]);

@@ -127,6 +127,20 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
         Self { core: self.core.time_to_live(time_to_live), ..self }
     }
 
+    /// Spreads the time-to-live: an entry lives between `1 − fraction` of it and all of it, in 16
+    /// steps, always the same for a key, so that what was loaded together does not expire together.
+    /// From 0.0, the default, to 1.0. Entries with a time-to-live of their own keep to it exactly.
+    pub fn time_to_live_jitter(self, fraction: f64) -> Self {
+        Self { core: self.core.time_to_live_jitter(fraction), ..self }
+    }
+
+    /// How long after it was last read or written an entry is served: until more time has passed
+    /// than this. The default is for ever; at most 292 years, and not zero. It costs 24 bytes an
+    /// entry; with a time-to-live as well, an entry expires at the earlier of both.
+    pub fn time_to_idle(self, time_to_idle: Duration) -> Self {
+        Self { core: self.core.time_to_idle(time_to_idle), ..self }
+    }
+
     /// How many shards to divide the cache into, rounded up to a power of two; 1 to 65,536. The
     /// default is about four for each processor, and fewer where that would leave a shard less than
     /// 256 entries or 4 MiB. One shard makes the order of eviction exact over the whole cache.
@@ -259,7 +273,9 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
         });
         // The size is that of the vector alone: a key that is a few bytes longer is no reason for
         // an entry to leave before others of its model.
+        let stale = self.loading.stale_while_revalidate.max(self.loading.stale_if_error);
         let core = core
+            .grace(stale)
             .shards(shards)
             .weigher(weigh::<K>)
             .size(|_: &Stored<K>, vector: &EmbeddingVector| vector.dimensions() as u64)

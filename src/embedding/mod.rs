@@ -49,7 +49,7 @@ use wait::Waiters;
 /// within a tenth of what a counting allocator sees, from 16 dimensions on.
 ///
 /// That is for a [`CacheKey`]. A [`ContentKey`] has no text and is 8 bytes larger in its slot (72): its
-/// entry weighs `vector allocation + ENTRY_OVERHEAD + 8`.
+/// entry weighs `vector allocation + ENTRY_OVERHEAD + 8`, within a tenth from 32 dimensions on.
 pub const ENTRY_OVERHEAD: u64 = 98;
 
 fn weigh<K: EmbeddingKey>(key: &Stored<K>, vector: &EmbeddingVector) -> u64 {

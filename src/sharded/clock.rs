@@ -52,7 +52,7 @@ pub trait Clock: Send + Sync {
 }
 
 /// A moment of the monotonic clock in nanoseconds, and the moment at which an entry expires.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct Stamp(u64);
 
 impl Stamp {
@@ -63,6 +63,14 @@ impl Stamp {
     /// The longest time-to-live, 292 years: half of what the nanoseconds can count, so that now
     /// plus a time-to-live is a moment too.
     pub(super) const LONGEST: Duration = Duration::from_nanos(u64::MAX / 2);
+
+    pub(super) const fn from_nanos(nanos: u64) -> Self {
+        Self(nanos)
+    }
+
+    pub(super) const fn nanos(self) -> u64 {
+        self.0
+    }
 
     fn from_duration(since: Duration) -> Self {
         // Never `NEVER`: at every moment an entry without a time-to-live is alive.
@@ -88,14 +96,39 @@ impl Stamp {
         self.0 > now.0
     }
 
+    /// The moment `by` later; before `NEVER` as every moment is.
+    #[inline]
+    pub(super) fn plus(self, by: Grace) -> Self {
+        Self(self.0.saturating_add(by.0).min(u64::MAX - 1))
+    }
+
     /// How long an entry with this expiry will still be served; `None` for one that never expires.
     pub(super) fn life_left(self, now: Self) -> Option<Duration> {
         // The expiry is the first nanosecond after its life.
         (self != Self::NEVER).then(|| Self(self.0.saturating_sub(1)).since(now))
     }
 
+    /// How long ago, at `now`, an entry with this expiry was served for the last time.
+    pub(super) fn over(self, now: Self) -> Duration {
+        now.since(Self(self.0.saturating_sub(1)))
+    }
+
     pub(super) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// How much longer than its time-to-live an entry is kept, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Grace(u64);
+
+impl Grace {
+    pub(super) fn new(grace: Duration) -> Self {
+        Self(u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    pub(super) const fn length(self) -> Duration {
+        Duration::from_nanos(self.0)
     }
 }
 

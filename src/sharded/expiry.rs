@@ -1,13 +1,19 @@
 //! Which entry of a shard expires next, without a scan.
 //!
 //! Entries with the cache's own time-to-live expire in the order in which they were written, so a
-//! list in that order is enough: 8 bytes an entry, constant time. Entries with a time-to-live of
-//! their own stand in a tree by expiry. Entries that never expire stand in neither.
+//! list in that order is enough: 8 bytes an entry, constant time. Jitter makes of that one
+//! time-to-live 16 steps, each with a list of its own, and the key's hash chooses the step. Entries
+//! with a time-to-live of their own stand in a tree by expiry. Entries that never expire stand in
+//! neither.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
+
+use smallvec::SmallVec;
 
 use super::chunked::{Chunked, SlotId};
 use super::clock::Stamp;
+use super::index::SlotHash;
 use super::policy::{Links, List};
 
 /// Which time-to-live an entry was written with.
@@ -19,38 +25,87 @@ pub(super) enum Life {
     Own,
 }
 
-#[derive(Debug, Default)]
+/// How the cache's time-to-live is spread: by up to this fraction of it, and not at all by 0.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(super) struct Jitter(f64);
+
+/// Into how many steps it is spread.
+const STEPS: usize = 16;
+
+impl Jitter {
+    /// `None` unless `fraction` is from 0 to 1.
+    pub(super) fn new(fraction: f64) -> Option<Self> {
+        (0.0..=1.0).contains(&fraction).then_some(Self(fraction))
+    }
+
+    fn steps(self) -> usize {
+        if self.0 > 0.0 { STEPS } else { 1 }
+    }
+
+    /// The step of an entry. Its hash is mixed once more, so that a hash function whose lower half
+    /// is poor spreads too.
+    fn step(self, hash: SlotHash) -> usize {
+        if self.0 > 0.0 { (hash.0.wrapping_mul(0x9E37_79B9) >> 28) as usize } else { 0 }
+    }
+
+    /// The time-to-live of an entry: the whole of it, or down to 15 sixteenths of the fraction
+    /// less. Never 0, which would be another thing: expired at once.
+    pub(super) fn apply(self, time_to_live: Duration, hash: SlotHash) -> Duration {
+        match self.step(hash) {
+            0 => time_to_live,
+            step => {
+                let part = 1.0 - self.0 * step as f64 / STEPS as f64;
+                time_to_live.mul_f64(part).max(Duration::from_nanos(1)).min(time_to_live)
+            }
+        }
+    }
+}
+
+#[derive(Debug)]
 pub(super) struct Expiry {
+    jitter: Jitter,
     links: Chunked<Links>,
-    /// In the order of expiry, the next at the back.
-    written: List,
+    /// For each step, in the order of expiry, the next at the back.
+    written: SmallVec<[List; 1]>,
     own: BTreeSet<(Stamp, SlotId)>,
 }
 
 impl Expiry {
+    pub(super) fn new(jitter: Jitter) -> Self {
+        Self {
+            jitter,
+            links: Chunked::default(),
+            written: SmallVec::from_elem(List::default(), jitter.steps()),
+            own: BTreeSet::new(),
+        }
+    }
+
     /// Notes when `slot` expires. With [`Life::Default`] no earlier one may expire later, which the
     /// table sees to: its clock stands still where the given one goes back.
-    pub(super) fn schedule(&mut self, slot: SlotId, expiry: Stamp, life: Life) {
+    pub(super) fn schedule(&mut self, slot: SlotId, expiry: Stamp, life: Life, hash: SlotHash) {
         match life {
             _ if expiry == Stamp::NEVER => {}
-            Life::Default => self.written.push_front(&mut self.links, slot),
+            Life::Default => {
+                self.written[self.jitter.step(hash)].push_front(&mut self.links, slot);
+            }
             Life::Own => drop(self.own.insert((expiry, slot))),
         }
     }
 
-    /// Forgets `slot`, which was scheduled with this `expiry`.
-    pub(super) fn cancel(&mut self, slot: SlotId, expiry: Stamp) {
+    /// Forgets `slot`, which was scheduled with this `expiry` and `hash`.
+    pub(super) fn cancel(&mut self, slot: SlotId, expiry: Stamp, hash: SlotHash) {
         if expiry == Stamp::NEVER {
             return;
         }
         if self.links.get(slot).is_some_and(|links| links.is_linked()) {
-            self.written.remove(&mut self.links, slot);
+            self.written[self.jitter.step(hash)].remove(&mut self.links, slot);
         } else {
             self.own.remove(&(expiry, slot));
         }
     }
 
-    /// A slot that is expired at `now`, if there is one. `O(1)` or `O(log own)`.
+    /// A slot that is expired at `now`, if there is one. `O(1)`, or `O(log own)`; with jitter a look
+    /// at 16 lists.
     pub(super) fn expired(
         &self,
         now: Stamp,
@@ -61,19 +116,33 @@ impl Expiry {
         {
             return Some(slot);
         }
-        self.written.back().filter(|&oldest| !expiry_of(oldest).is_alive_at(now))
+        let mut oldest = self.written.iter().filter_map(List::back);
+        oldest.find(|&oldest| !expiry_of(oldest).is_alive_at(now))
     }
 
-    pub(super) fn validate(&self, occupied: impl Iterator<Item = (SlotId, Stamp)>) {
+    pub(super) fn validate(&self, occupied: impl Iterator<Item = (SlotId, Stamp, SlotHash)>) {
         let mut listed = 0;
-        for (slot, expiry) in occupied {
+        let mut stamps = std::collections::BTreeMap::new();
+        for (slot, expiry, hash) in occupied {
+            stamps.insert(slot, (expiry, self.jitter.step(hash)));
             let linked = self.links.get(slot).is_some_and(|links| links.is_linked());
             let own = self.own.contains(&(expiry, slot));
             assert!(!(linked && own), "{slot:?} expires twice");
             assert_eq!(linked || own, expiry != Stamp::NEVER, "{slot:?} is not scheduled");
             listed += usize::from(linked || own);
         }
-        assert_eq!(listed, self.written.len() + self.own.len(), "something empty expires");
-        assert_eq!(self.written.iter(&self.links).count(), self.written.len());
+        let written: usize = self.written.iter().map(List::len).sum();
+        assert_eq!(listed, written + self.own.len(), "something empty expires");
+        for (step, list) in self.written.iter().enumerate() {
+            let mut earlier = Stamp::ZERO;
+            let mut count = 0;
+            for slot in list.iter(&self.links) {
+                let (expiry, its) = stamps[&slot];
+                assert_eq!(its, step, "{slot:?} is in the list of another step");
+                assert!(expiry >= earlier, "{slot:?} expires before its turn");
+                (earlier, count) = (expiry, count + 1);
+            }
+            assert_eq!(count, list.len());
+        }
     }
 }

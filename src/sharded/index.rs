@@ -38,30 +38,27 @@ impl Index {
         self.table.len() + self.draining.len()
     }
 
-    /// The slot with `hash` for which `is_match` holds.
+    /// The slots that may have `hash`: all that have it, and now and then another. Of a key that is
+    /// not among them, [`draining_candidates`](Self::draining_candidates) may know.
     #[inline(always)]
-    pub(super) fn find(
-        &self,
-        hash: SlotHash,
-        mut is_match: impl FnMut(SlotId) -> bool,
-    ) -> Option<SlotId> {
-        match self.table.find(hash.spread(), |&id| is_match(SlotId::from_bits(id))) {
-            Some(&id) => Some(SlotId::from_bits(id)),
-            None if self.draining.is_empty() => None,
-            None => self.find_draining(hash, &mut is_match),
-        }
+    pub(super) fn candidates(&self, hash: SlotHash) -> impl Iterator<Item = SlotId> {
+        self.table.iter_hash(hash.spread()).map(|&id| SlotId::from_bits(id))
     }
 
-    // Not a second copy of the comparison on the way of every hit.
-    #[cold]
-    #[inline(never)]
-    fn find_draining(
-        &self,
-        hash: SlotHash,
-        is_match: &mut dyn FnMut(SlotId) -> bool,
-    ) -> Option<SlotId> {
-        let found = self.draining.find(hash.spread(), |&id| is_match(SlotId::from_bits(id)));
-        found.copied().map(SlotId::from_bits)
+    /// Whether two tables are there.
+    #[inline(always)]
+    pub(super) fn is_draining(&self) -> bool {
+        !self.draining.is_empty()
+    }
+
+    /// As [`candidates`](Self::candidates), in what has not been moved yet.
+    pub(super) fn draining_candidates(&self, hash: SlotHash) -> impl Iterator<Item = SlotId> {
+        self.draining.iter_hash(hash.spread()).map(|&id| SlotId::from_bits(id))
+    }
+
+    /// Whether the index knows `id`, which has `hash`.
+    pub(super) fn contains(&self, hash: SlotHash, id: SlotId) -> bool {
+        self.candidates(hash).chain(self.draining_candidates(hash)).any(|other| other == id)
     }
 
     /// Adds a slot that is not in the index. `slots` is how many slots the shard has and `hash_of`
@@ -164,10 +161,9 @@ mod tests {
             assert_eq!(index.len(), slots.len(), "every slot is occupied");
             for probe in [0, place, (round as usize * 31) % slots.len()] {
                 let held = hash(slots[probe].unwrap());
-                let found = index.find(held, |at| at.bits() as usize == probe);
-                assert_eq!(found, Some(SlotId::from_bits(probe as u32)));
+                assert!(index.contains(held, SlotId::from_bits(probe as u32)));
             }
-            assert_eq!(index.find(hash(rounds + round), |_| false), None);
+            assert!(!index.contains(hash(0), SlotId::from_bits(slots.len() as u32)));
         }
         assert!(growths > 2, "{growths}");
     }

@@ -130,7 +130,6 @@ where
     I: Iterator<Item = (K, V)>,
 {
     /// A step that waits at most `wait` for a lock; zero tries once. Timeouts are not counted.
-    #[allow(dead_code, reason = "for the async door")]
     pub(crate) fn step_slice(&mut self, wait: Duration) -> Progress {
         match wait {
             Duration::ZERO => self.step(Once),
@@ -163,6 +162,8 @@ where
         }));
         (self.next, self.one_by_one) = (0, 0);
         self.order.clear();
+        // At once, and no more than is told of.
+        self.group.reserve(self.entries.size_hint().0.min(GROUP));
         for (key, value) in self.entries.by_ref().take(GROUP) {
             self.group.push(match self.cache.newcomer(key, value, self.terms) {
                 Ok((at, newcomer)) => {

@@ -119,7 +119,6 @@ impl<K, V, S> ShardedCache<K, V, S> {
     }
 
     /// How often anything was invalidated; for [`Terms::epoch`](super::Terms).
-    #[allow(dead_code, reason = "for loaders behind the async door")]
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Acquire)
     }
@@ -176,6 +175,30 @@ impl<K, V, S> ShardedCache<K, V, S> {
             }
             change(table, gone)
         })
+    }
+}
+
+/// What loaders do, for the tests that look at every interleaving.
+#[cfg(shuttle)]
+#[allow(missing_docs)]
+impl<K, V, S> ShardedCache<K, V, S>
+where
+    K: std::hash::Hash + Eq,
+    S: std::hash::BuildHasher,
+{
+    #[doc(hidden)]
+    pub fn noted_epoch(&self) -> u64 {
+        self.epoch()
+    }
+
+    #[doc(hidden)]
+    pub fn insert_in_epoch(&self, key: K, value: V, epoch: u64) -> bool {
+        let terms = super::Terms { epoch: Some(epoch), ..super::Terms::default() };
+        match self.insert_uncounted(key, value, terms, Unlimited) {
+            Ok(()) => true,
+            Err(refused) if refused.error().is_invalidated() => false,
+            Err(refused) => panic!("{refused}"),
+        }
     }
 }
 

@@ -1,9 +1,9 @@
 //! The core: a sharded, lock-striped, synchronous cache for any key and any cheaply cloned value.
 //!
 //! What lives here knows nothing of embeddings or of tokio. The face is [`ShardedCache`]; its
-//! methods are in three files by what they do to the locks: [`read`], [`mod@write`], [`sweep`]. Below
-//! it a [`shard`] is one lock around one [`table`], and a table is [`chunked`] slots, an [`index`],
-//! an order of eviction ([`policy`]) and one of [`expiry`]. The [`budget`] is one for all shards.
+//! methods are in files by what they do to the locks: [`read`] and [`read_many`], [`mod@write`] (with
+//! [`put`]) and [`insert_many`], [`sweep`], [`retain`], [`invalidate`]. Below it a [`shard`] is one lock around one [`table`], and a table is [`chunked`] slots, an [`index`],
+//! an order of eviction ([`policy`]) one of [`expiry`], and one of [`idle`] entries. The [`budget`] is one for all shards.
 
 mod budget;
 mod builder;
@@ -11,6 +11,7 @@ mod chunked;
 mod clock;
 mod expiry;
 mod farewell;
+mod idle;
 mod index;
 mod insert_many;
 mod invalidate;
@@ -24,6 +25,8 @@ mod stats;
 mod sweep;
 mod table;
 mod tally;
+#[cfg(all(test, not(shuttle)))]
+mod tests;
 mod write;
 
 use std::fmt;
@@ -44,7 +47,6 @@ pub use stats::ShardStats;
 pub use sweep::Iter;
 pub(crate) use sweep::Step;
 pub(crate) use write::Terms;
-#[allow(unused_imports, reason = "for the async door")]
 pub(crate) use {insert_many::Progress, read::Sight, read_many::GROUP};
 
 use budget::{Amount, Budget};
@@ -64,7 +66,7 @@ pub(crate) const LONGEST_TIME_TO_LIVE: Duration = Stamp::LONGEST;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RemovalCause {
-    /// Its time-to-live had passed.
+    /// Its time-to-live had passed, or it was idle for longer than the time-to-idle.
     Expired,
     /// It made room under the limit on entries.
     Size,
@@ -86,7 +88,8 @@ pub struct EntryInfo {
     /// When its value was last written: the wall clock when the cache was made, plus the monotonic
     /// time since, to the second.
     pub written_at: DateTime<Utc>,
-    /// How long it will still be served; `None` without a time-to-live.
+    /// How long it will still be served; `None` without a time-to-live. With a time-to-idle: if it
+    /// is not used.
     pub expires_in: Option<Duration>,
 }
 
@@ -105,14 +108,15 @@ pub struct EntryInfo {
 /// Operations on one key are linearizable: a `get` returns the value of the last `insert` that was
 /// finished before it, or of one that runs at the same time, or nothing. What speaks of many
 /// entries at once ([`len`](Self::len), [`stats`](Self::stats), [`iter`](Self::iter),
-/// [`retain`](Self::retain), [`clear`](Self::clear)) is not a snapshot of one instant while others
-/// write.
+/// [`retain`](Self::retain)) is not a snapshot of one instant while others write.
+/// [`invalidate_all`](Self::invalidate_all) has one: nobody who finds an entry gone by it finds
+/// another that was stored before.
 ///
 /// # Locks
 ///
 /// No caller's code runs, and no value is dropped, while the lock of a shard is held, apart from
 /// `Hash` and `Eq` of the key, `Clone` of the value, and what says so in its documentation
-/// ([`retain`](Self::retain), [`iter`](Self::iter)). A value whose `Clone`, or a key whose `Eq`,
+/// ([`retain`](Self::retain), [`invalidate_if`](Self::invalidate_if), [`iter`](Self::iter)). A value whose `Clone`, or a key whose `Eq`,
 /// uses the same cache deadlocks.
 ///
 /// # Examples
@@ -208,7 +212,9 @@ impl<K, V, S> ShardedCache<K, V, S> {
             tally: Tally::new(shards),
             hasher,
             budget: Budget::new(Amount { entries: max_entries as u64, weight: max_weight }),
-            may_expire: AtomicBool::new(config.time_to_live.is_some()),
+            may_expire: AtomicBool::new(
+                config.time_to_live.is_some() || config.plan.time_to_idle.is_some(),
+            ),
             generation: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             created: (config.time.now(), config.time.wall()),

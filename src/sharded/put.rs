@@ -17,6 +17,7 @@
 //! No thread ever waits for a lock while it holds one, so writers cannot deadlock.
 
 use std::hash::{BuildHasher, Hash};
+use std::time::Duration;
 
 use crate::error::{ErrorKind, InsertError};
 use crate::sync::atomic::Ordering::Relaxed;
@@ -25,9 +26,10 @@ use super::budget::{Amount, Reservation, Shortage};
 use super::clock::Stamp;
 use super::expiry::Life;
 use super::farewell::{Farewell, Gone};
+use super::index::SlotHash;
 use super::policy::Leave;
 use super::shard::{Once, Patience, Shard};
-use super::table::{Entry, Newcomer, Table, Verdict};
+use super::table::{Entry, Newcomer, State, Table, Verdict};
 use super::write::Terms;
 use super::{Place, RemovalCause, ShardedCache};
 
@@ -91,12 +93,23 @@ where
             hash: at.hash,
             weight,
             size,
-            time_to_live: terms.time_to_live.or(self.config.time_to_live),
+            lifetime: self.lifetime(terms.time_to_live, at.hash),
             life: if terms.time_to_live.is_some() { Life::Own } else { Life::Default },
             now,
             written,
         };
         Ok((at, newcomer))
+    }
+
+    /// How long an entry is kept: its own time-to-live, or the cache's as the jitter has it, and the
+    /// grace; but one that is expired at once is not kept.
+    fn lifetime(&self, own_ttl: Option<Duration>, hash: SlotHash) -> Option<Duration> {
+        let plan = &self.config.plan;
+        let common = || self.config.time_to_live.map(|ttl| plan.jitter.apply(ttl, hash));
+        match own_ttl.or_else(common) {
+            Some(ttl) if !ttl.is_zero() => Some(ttl.saturating_add(plan.grace.length())),
+            none => none,
+        }
     }
 
     /// The moment for a write, and the same in seconds since the cache was made.
@@ -179,7 +192,8 @@ where
         }
         let counters = &put.at.shard.counters;
         let found = table.find(new.hash, &new.key);
-        let found = found.map(|(id, entry)| (id, entry.expiry.is_alive_at(put.now), entry.weight));
+        let found = found
+            .map(|(id, entry)| (id, table.state(id, entry, put.now) != State::Dead, entry.weight));
         let old = found.filter(|&(_, alive, _)| alive);
         // An expired entry of the same key is no update: it leaves, and its room is the first taken.
         let expired = found.filter(|&(_, alive, _)| !alive);

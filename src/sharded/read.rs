@@ -13,7 +13,7 @@ use super::clock::Stamp;
 use super::index::SlotHash;
 use super::policy::{HitNote, Leave};
 use super::shard::{Once, Patience, Shard, Unlimited, Until};
-use super::table::{Entry, Table};
+use super::table::{Entry, State, Table};
 use super::tally::Outcome;
 use super::{EntryInfo, Place, RemovalCause, ShardedCache};
 
@@ -25,7 +25,6 @@ pub(super) enum Seen<V> {
 }
 
 /// What a look at a key shows, from [`ShardedCache::look_slice`].
-#[allow(dead_code, reason = "for the async door")]
 pub(crate) enum Sight<V> {
     /// A value within its time-to-live.
     Fresh(V),
@@ -121,7 +120,7 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        self.look(key, self.now_for_reading(), |entry| entry.value.clone())
+        self.look(key, self.now_for_reading(), |_, _, entry| entry.value.clone())
     }
 
     /// Whether `key` has a live entry; counts as nothing. The read lock of one shard; `O(1)`.
@@ -138,7 +137,7 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        self.look(key, self.now_for_reading(), |_| ()).is_some()
+        self.look(key, self.now_for_reading(), |_, _, _| ()).is_some()
     }
 
     /// What the cache knows of the entry of `key`; counts as nothing. The read lock of one shard;
@@ -159,10 +158,10 @@ where
         Q: Hash + Equivalent<K> + ?Sized,
     {
         let now = self.config.time.now();
-        self.look(key, now, |entry| EntryInfo {
+        self.look(key, now, |table, id, entry| EntryInfo {
             weight: entry.weight,
             written_at: self.written_at(entry),
-            expires_in: entry.expiry.life_left(now),
+            expires_in: table.life_left(id, entry, now),
         })
     }
 
@@ -175,14 +174,27 @@ where
     {
         let now = self.now_for_reading();
         let at = self.place(key);
-        let seen = {
-            let table = at.shard.read(patience)?;
-            match self.find(&table, at.hash, key) {
-                None => Seen::Absent,
-                Some((_, entry)) if !entry.expiry.is_alive_at(now) => Seen::Expired,
-                Some((id, entry)) => Seen::Live(entry.value.clone(), table.hit(id)),
-            }
+        let table = at.shard.read(patience)?;
+        let seen = match self.find(&table, at.hash, key) {
+            None => Seen::Absent,
+            Some((id, entry)) => match table.state(id, entry, now) {
+                // In a straight line: a hit is what this cache is for.
+                State::Fresh => {
+                    table.note_use(id, now);
+                    let note = table.hit(id);
+                    self.tally.count(at.number, Outcome::Hit);
+                    let value = entry.value.clone();
+                    drop(table);
+                    if note == HitNote::Full {
+                        self.note_hits(at.shard, std::iter::once((key, at.hash)), patience);
+                    }
+                    return Some(Some(value));
+                }
+                State::Stale => Seen::Absent,
+                State::Dead => Seen::Expired,
+            },
         };
+        drop(table);
         self.conclude(key, at, now, seen, patience)
     }
 
@@ -268,10 +280,15 @@ where
         let mut farewell = self.farewell();
         let refreshed = self.change(at.shard, patience, &mut farewell, |table, gone| {
             let (id, entry) = table.find(at.hash, key)?;
-            if entry.expiry.is_alive_at(now) {
-                let value = entry.value.clone();
-                table.touch(id);
-                return Some(value);
+            match table.state(id, entry, now) {
+                State::Fresh => {
+                    let value = entry.value.clone();
+                    table.note_use(id, now);
+                    table.touch(id);
+                    return Some(value);
+                }
+                State::Stale => return None,
+                State::Dead => {}
             }
             if let Some(entry) = table.take(id, Leave::Other) {
                 self.release(&entry);
@@ -289,7 +306,6 @@ where
 
     /// Looks at `key` without counting anything, waiting at most `wait` for the lock, zero tries
     /// once; `None` if it was not had.
-    #[allow(dead_code, reason = "for the async door")]
     pub(crate) fn look_slice<Q>(&self, key: &Q, wait: Duration) -> Option<Sight<V>>
     where
         Q: Hash + Equivalent<K> + ?Sized,
@@ -308,20 +324,29 @@ where
         let now = self.now_for_reading();
         let at = self.place(key);
         let table = at.shard.read(patience)?;
-        Some(match self.find(&table, at.hash, key) {
-            Some((_, entry)) if entry.expiry.is_alive_at(now) => Sight::Fresh(entry.value.clone()),
-            _ => Sight::Absent,
+        let Some((id, entry)) = self.find(&table, at.hash, key) else { return Some(Sight::Absent) };
+        Some(match table.state(id, entry, now) {
+            State::Fresh => Sight::Fresh(entry.value.clone()),
+            State::Stale => {
+                Sight::Stale { value: entry.value.clone(), past: table.past_life(entry, now) }
+            }
+            State::Dead => Sight::Absent,
         })
     }
 
     /// Looks at a live entry under the read lock without counting anything.
-    fn look<Q, R>(&self, key: &Q, now: Stamp, at_it: impl FnOnce(&Entry<K, V>) -> R) -> Option<R>
+    fn look<Q, R>(
+        &self,
+        key: &Q,
+        now: Stamp,
+        at_it: impl FnOnce(&Table<K, V>, SlotId, &Entry<K, V>) -> R,
+    ) -> Option<R>
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
         let at = self.place(key);
         let table = at.shard.read(Unlimited)?;
-        let (_, entry) = self.find(&table, at.hash, key)?;
-        entry.expiry.is_alive_at(now).then(|| at_it(entry))
+        let (id, entry) = self.find(&table, at.hash, key)?;
+        (table.state(id, entry, now) == State::Fresh).then(|| at_it(&table, id, entry))
     }
 }

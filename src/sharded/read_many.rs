@@ -9,6 +9,7 @@ use smallvec::SmallVec;
 use super::policy::HitNote;
 use super::read::Seen;
 use super::shard::{Once, Patience, Unlimited, Until};
+use super::table::State;
 use super::{Place, ShardedCache};
 
 /// Keys of a batch that are taken together; see [`ShardedCache::get_many`]. With 64 a usual batch
@@ -61,7 +62,6 @@ where
     /// Looks up at most [`GROUP`] keys, each counted as by a `get`, and calls `push` with the answer
     /// to each, in their order, with no lock held. Waits at most `wait` for all locks together, zero
     /// tries each once; says whether they were had: if not, nothing was pushed and nothing counted.
-    #[allow(dead_code, reason = "for the async door")]
     pub(crate) fn get_group_slice<Q>(
         &self,
         keys: &[Q],
@@ -116,15 +116,22 @@ where
             .zip(&slots)
             .map(|(at, slot)| match *slot {
                 None => Seen::Absent,
-                Some((_, entry)) if !entry.expiry.is_alive_at(now) => Seen::Expired,
                 Some((id, entry)) => {
-                    // After a note that found no place, none for the same shard may be taken before
-                    // it.
-                    let table = listed(at);
-                    if notes[table] == HitNote::Taken {
-                        notes[table] = tables[table].hit(id);
+                    let place = listed(at);
+                    let (table, note) = (&tables[place], &mut notes[place]);
+                    match table.state(id, entry, now) {
+                        State::Fresh => {
+                            table.note_use(id, now);
+                            // After a note that found no place, none for the same shard may be
+                            // taken before it.
+                            if *note == HitNote::Taken {
+                                *note = table.hit(id);
+                            }
+                            Seen::Live(entry.value.clone(), *note)
+                        }
+                        State::Stale => Seen::Absent,
+                        State::Dead => Seen::Expired,
                     }
-                    Seen::Live(entry.value.clone(), notes[table])
                 }
             })
             .collect();

@@ -10,6 +10,7 @@ use super::farewell::Farewell;
 use super::policy::Leave;
 use super::shard::{Courteous, Once, Patience, Unlimited, Until};
 use super::sweep::{BITE, Step};
+use super::table::State;
 use super::{RemovalCause, ShardedCache};
 
 impl<K, V, S> ShardedCache<K, V, S> {
@@ -63,7 +64,6 @@ pub(crate) struct Retain<'a, K, V, S, F> {
 
 impl<K, V, S, F: FnMut(&K, &V) -> bool> Retain<'_, K, V, S, F> {
     /// Goes through up to 64 slots; waits at most `wait` for the lock, zero tries once.
-    #[allow(dead_code, reason = "for the async door")]
     pub(crate) fn step_slice(&mut self, wait: Duration) -> Step {
         match wait {
             Duration::ZERO => self.step(Once),
@@ -81,7 +81,8 @@ impl<K, V, S, F: FnMut(&K, &V) -> bool> Retain<'_, K, V, S, F> {
             // All decisions before the first removal: a panic then leaves nothing half done.
             let mut unwanted = SmallVec::<[_; BITE]>::new();
             for (id, entry) in (from..until).filter_map(|place| table.entry_at(place)) {
-                let alive = entry.expiry.is_alive_at(now);
+                // What is merely stale may still be served to who asks for it.
+                let alive = table.state(id, entry, now) != State::Dead;
                 if !alive || !keep(&entry.key, &entry.value) {
                     unwanted.push((id, alive));
                 }

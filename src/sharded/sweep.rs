@@ -10,6 +10,7 @@ use super::clock::Stamp;
 use super::farewell::Farewell;
 use super::policy::Leave;
 use super::shard::{Courteous, Once, Patience, Shard, Unlimited, Until};
+use super::table::State;
 use super::{RemovalCause, ShardedCache};
 
 /// Entries looked at or removed under one lock hold at most.
@@ -50,15 +51,15 @@ impl<K, V, S> ShardedCache<K, V, S> {
         Cleanup { cache: self, now, farewell, shard: 0, bites: None }
     }
 
-    /// Removes at most [`BITE`] expired entries under one lock hold, and says how many; `None` if
-    /// `patience` ran out. The caller has the cleanup guard.
+    /// Removes at most [`BITE`] expired entries under one lock hold, and says how many, and whether
+    /// there may be more; `None` if `patience` ran out. The caller has the cleanup guard.
     fn remove_expired<P: Patience>(
         &self,
         shard: &Shard<K, V>,
         now: Stamp,
         farewell: &mut Farewell<'_, K, V>,
         patience: P,
-    ) -> Option<usize> {
+    ) -> Option<(usize, bool)> {
         self.change(shard, Courteous(patience), farewell, |table, gone| {
             let mut freed = Amount::default();
             while gone.len() < BITE {
@@ -69,7 +70,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
                 gone.push((entry.key, entry.value, RemovalCause::Expired));
             }
             self.budget.release(freed);
-            gone.len()
+            (gone.len(), gone.len() == BITE || table.may_have_more())
         })
     }
 
@@ -233,7 +234,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
             let until = (at.slot + BITE).min(slots);
             let bite: Vec<T> = (at.slot..until)
                 .filter_map(|place| table.entry_at(place))
-                .filter(|(_, entry)| entry.expiry.is_alive_at(now))
+                .filter(|&(id, entry)| table.state(id, entry, now) == State::Fresh)
                 .map(|(_, entry)| what(&entry.key, &entry.value))
                 .collect();
             *at = if until < slots {
@@ -286,9 +287,9 @@ impl<K, V, S> Cleanup<'_, K, V, S> {
                 let left = self.bites.unwrap_or(most) - 1;
                 let farewell = &mut self.farewell;
                 let bite = self.cache.remove_expired(shard, self.now, farewell, patience);
-                let Some(removed) = bite else { return Step::Locked };
+                let Some((removed, more)) = bite else { return Step::Locked };
                 self.bites = Some(left);
-                if removed < BITE || left == 0 {
+                if !more || left == 0 {
                     self.next_shard();
                 }
                 return Step::Removed(removed);

@@ -3,14 +3,17 @@
 //! One thread at a time changes it; nothing here knows of locks, limits, listeners or counters.
 //! Entries that leave are returned, so that the caller can drop them after unlocking.
 
+use std::time::Duration;
+
 use equivalent::Equivalent;
 
 use crate::error::{ErrorKind, InsertError};
 
 use super::budget::{Amount, Shortage};
 use super::chunked::{Chunked, SlotId};
-use super::clock::Stamp;
-use super::expiry::{Expiry, Life};
+use super::clock::{Grace, Stamp};
+use super::expiry::{Expiry, Jitter, Life};
+use super::idle::Idle;
 use super::index::{Index, SlotHash};
 use super::policy::{AnyPolicy, EvictionPolicy, HitNote, Leave, MemoryPressure, Policy, Sizes};
 
@@ -42,7 +45,8 @@ pub(super) struct Newcomer<K, V> {
     pub(super) weight: u64,
     /// What [`MemoryPressure::LargestFirst`] goes by.
     pub(super) size: u64,
-    pub(super) time_to_live: Option<std::time::Duration>,
+    /// How long it is kept: its time-to-live and the grace.
+    pub(super) lifetime: Option<Duration>,
     pub(super) life: Life,
     pub(super) now: Stamp,
     pub(super) written: u32,
@@ -75,6 +79,21 @@ pub(super) enum Verdict {
 pub(super) struct Plan {
     pub(super) policy: EvictionPolicy,
     pub(super) pressure: MemoryPressure,
+    /// How much longer than they are served to ordinary lookups entries are kept.
+    pub(super) grace: Grace,
+    pub(super) jitter: Jitter,
+    pub(super) time_to_idle: Option<Duration>,
+}
+
+/// What an entry is good for at some moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    /// To be served.
+    Fresh,
+    /// Past its time-to-live, within the grace.
+    Stale,
+    /// Nothing.
+    Dead,
 }
 
 #[derive(Debug)]
@@ -90,9 +109,17 @@ pub(super) struct Table<K, V> {
     /// Only where the largest is evicted first.
     sizes: Option<Sizes>,
     expiry: Expiry,
+    /// Only where entries may be idle for too long.
+    idle: Option<Idle>,
     held: Amount,
     /// The latest moment seen by a write; see [`Expiry::schedule`].
     latest: Stamp,
+}
+
+impl<K, V> Default for Slot<K, V> {
+    fn default() -> Self {
+        Self::Vacant(SlotId::NONE)
+    }
 }
 
 impl<K, V> Table<K, V> {
@@ -105,7 +132,8 @@ impl<K, V> Table<K, V> {
             index: Index::default(),
             policy: AnyPolicy::new(plan.policy),
             sizes: (plan.pressure == MemoryPressure::LargestFirst).then(Sizes::default),
-            expiry: Expiry::default(),
+            expiry: Expiry::new(plan.jitter),
+            idle: plan.time_to_idle.map(Idle::new),
             held: Amount::default(),
             latest: Stamp::ZERO,
         }
@@ -134,17 +162,45 @@ impl<K, V> Table<K, V> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let mut found = None;
-        // The tag in the index lets one slot in 128 pass by mistake; the hash in the slot stops it
-        // before a key's heap is touched.
-        let id = self.index.find(hash, |id| match &self.slots[id] {
-            Slot::Occupied(entry) if entry.hash == hash && key.equivalent(&entry.key) => {
-                found = Some(entry);
-                true
+        let found = self.pick(self.index.candidates(hash), hash, key);
+        if found.is_none() && self.index.is_draining() {
+            return self.find_draining(hash, key);
+        }
+        found
+    }
+
+    // Not a second copy of the comparison on the way of every hit.
+    #[cold]
+    #[inline(never)]
+    fn find_draining<Q>(&self, hash: SlotHash, key: &Q) -> Option<(SlotId, &Entry<K, V>)>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        self.pick(self.index.draining_candidates(hash), hash, key)
+    }
+
+    /// The slot among `candidates` that has `key`.
+    #[inline(always)]
+    fn pick<Q>(
+        &self,
+        candidates: impl Iterator<Item = SlotId>,
+        hash: SlotHash,
+        key: &Q,
+    ) -> Option<(SlotId, &Entry<K, V>)>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        for id in candidates {
+            // The tag in the index lets one slot in 128 pass by mistake; the hash in the slot stops
+            // it before a key's heap is touched.
+            if let Slot::Occupied(entry) = &self.slots[id]
+                && entry.hash == hash
+                && key.equivalent(&entry.key)
+            {
+                return Some((id, entry));
             }
-            _ => false,
-        })?;
-        Some((id, found?))
+        }
+        None
     }
 
     /// The entry in a slot that an order named.
@@ -164,6 +220,46 @@ impl<K, V> Table<K, V> {
         }
     }
 
+    /// What an entry of this table is good for.
+    // Always: as `find`.
+    #[inline(always)]
+    pub(super) fn state(&self, id: SlotId, entry: &Entry<K, V>, now: Stamp) -> State {
+        if self.idle.as_ref().is_some_and(|idle| idle.is_idle(id, now)) {
+            State::Dead
+        } else if entry.expiry.is_alive_at(now.plus(self.plan.grace)) {
+            State::Fresh
+        } else if entry.expiry.is_alive_at(now) {
+            State::Stale
+        } else {
+            State::Dead
+        }
+    }
+
+    /// How long an entry will be served, if it is not used; `None` if for ever.
+    pub(super) fn life_left(
+        &self,
+        id: SlotId,
+        entry: &Entry<K, V>,
+        now: Stamp,
+    ) -> Option<Duration> {
+        let idle = self.idle.as_ref().and_then(|idle| idle.left(id, now));
+        let own = entry.expiry.life_left(now.plus(self.plan.grace));
+        own.into_iter().chain(idle).min()
+    }
+
+    /// How long ago an entry stopped to be fresh.
+    pub(super) fn past_life(&self, entry: &Entry<K, V>, now: Stamp) -> Duration {
+        entry.expiry.over(now.plus(self.plan.grace))
+    }
+
+    /// Notes when an entry was used, under either lock.
+    #[inline]
+    pub(super) fn note_use(&self, id: SlotId, now: Stamp) {
+        if let Some(idle) = &self.idle {
+            idle.note(id, now);
+        }
+    }
+
     /// Notes a hit, under the read lock.
     #[inline]
     pub(super) fn hit(&self, id: SlotId) -> HitNote {
@@ -180,6 +276,9 @@ impl<K, V> Table<K, V> {
 
     /// Plays back what hits have noted; first of all under every write lock.
     pub(super) fn settle(&mut self) {
+        if let Some(idle) = &mut self.idle {
+            idle.settle();
+        }
         let sizes = &mut self.sizes;
         self.policy.settle(|id| {
             if let Some(sizes) = sizes {
@@ -195,10 +294,9 @@ impl<K, V> Table<K, V> {
 
     /// Adds an entry whose key is not here. Its room is reserved.
     pub(super) fn insert(&mut self, newcomer: Newcomer<K, V>) {
-        let Newcomer { key, value, hash, weight, size, time_to_live, life, now, written } =
-            newcomer;
+        let Newcomer { key, value, hash, weight, size, lifetime, life, now, written } = newcomer;
         self.latest = self.latest.max(now);
-        let expiry = self.latest.expiry(time_to_live);
+        let expiry = self.latest.expiry(lifetime);
         let slot = Slot::Occupied(Entry { key, value, expiry, weight, hash, written });
         let id = match self.vacant {
             SlotId::NONE => self.slots.push(slot),
@@ -218,7 +316,10 @@ impl<K, V> Table<K, V> {
         if let Some(sizes) = &mut self.sizes {
             sizes.insert(id, size);
         }
-        self.expiry.schedule(id, expiry, life);
+        self.expiry.schedule(id, expiry, life, hash);
+        if let Some(idle) = &mut self.idle {
+            idle.write(id, self.latest);
+        }
         self.held += Amount::one(weight);
     }
 
@@ -231,9 +332,12 @@ impl<K, V> Table<K, V> {
         self.touch(id);
         self.latest = self.latest.max(newcomer.now);
         let Slot::Occupied(entry) = &mut self.slots[id] else { return None };
-        self.expiry.cancel(id, entry.expiry);
-        entry.expiry = self.latest.expiry(newcomer.time_to_live);
-        self.expiry.schedule(id, entry.expiry, newcomer.life);
+        self.expiry.cancel(id, entry.expiry, entry.hash);
+        entry.expiry = self.latest.expiry(newcomer.lifetime);
+        self.expiry.schedule(id, entry.expiry, newcomer.life, entry.hash);
+        if let Some(idle) = &mut self.idle {
+            idle.write(id, self.latest);
+        }
         if let Some(sizes) = &mut self.sizes {
             sizes.remove(id);
             sizes.insert(id, newcomer.size);
@@ -259,14 +363,25 @@ impl<K, V> Table<K, V> {
         if let Some(sizes) = &mut self.sizes {
             sizes.remove(id);
         }
-        self.expiry.cancel(id, entry.expiry);
+        self.expiry.cancel(id, entry.expiry, entry.hash);
+        if let Some(idle) = &mut self.idle {
+            idle.remove(id);
+        }
         self.held = self.held.saturating_sub(Amount::one(entry.weight));
         Some(entry)
     }
 
-    /// An entry that is expired at `now`.
-    pub(super) fn expired(&self, now: Stamp) -> Option<SlotId> {
-        self.expiry.expired(now, |id| self.entry(id).map_or(Stamp::NEVER, |entry| entry.expiry))
+    /// An entry that is dead at `now`, if one is found; see [`may_have_more`](Self::may_have_more).
+    pub(super) fn expired(&mut self, now: Stamp) -> Option<SlotId> {
+        let expiry_of = |id| self.entry(id).map_or(Stamp::NEVER, |entry| entry.expiry);
+        let expired = self.expiry.expired(now, expiry_of);
+        expired.or_else(|| self.idle.as_mut()?.expired(now))
+    }
+
+    /// Whether [`expired`](Self::expired) finds nothing more only because it has looked enough under
+    /// one lock hold.
+    pub(super) fn may_have_more(&self) -> bool {
+        self.idle.as_ref().is_some_and(Idle::is_tired)
     }
 
     /// The live entry to give up next for `shortage`, never `keep`.
@@ -293,7 +408,14 @@ impl<K, V> Table<K, V> {
             return None;
         }
         let id = self.victim(shortage, keep)?;
-        Some((self.take(id, Leave::Evicted)?, Verdict::Evicted))
+        // Idle entries are not always found before it is their turn.
+        let idle = self.idle.as_ref().is_some_and(|idle| idle.is_idle(id, now));
+        let (leave, verdict) = if idle {
+            (Leave::Other, Verdict::Expired)
+        } else {
+            (Leave::Evicted, Verdict::Evicted)
+        };
+        Some((self.take(id, leave)?, verdict))
     }
 
     /// Puts an empty table of `generation` in the place of this one, in constant time, and returns
@@ -317,8 +439,7 @@ impl<K, V> Table<K, V> {
         let mut held = Amount::default();
         for (id, entry) in entries() {
             held += Amount::one(entry.weight);
-            let found = self.index.find(entry.hash, |other| other == id);
-            assert_eq!(found, Some(id), "the index does not know {id:?}");
+            assert!(self.index.contains(entry.hash, id), "the index does not know {id:?}");
         }
         assert_eq!(self.held, held, "the table miscounts itself");
         assert_eq!(self.index.len() as u64, held.entries, "the index knows empty slots");
@@ -338,6 +459,9 @@ impl<K, V> Table<K, V> {
         if let Some(sizes) = &self.sizes {
             sizes.validate(&mut occupied());
         }
-        self.expiry.validate(entries().map(|(id, entry)| (id, entry.expiry)));
+        self.expiry.validate(entries().map(|(id, entry)| (id, entry.expiry, entry.hash)));
+        if let Some(idle) = &self.idle {
+            idle.validate(&mut occupied());
+        }
     }
 }

@@ -5,7 +5,8 @@
 //! a hot key, measured. So each thread counts in cells that no other thread writes; a plain load
 //! and store suffices, and the sum over the threads is exact.
 //!
-//! 1. A thread leases a number while it lives; two living threads never have the same.
+//! 1. A thread leases a number while it lives; two living threads never have the same. A number
+//!    below the count of lanes is that of a lane.
 //! 2. A cell is written only by the thread that has its number, so no count is lost between the
 //!    load and the store.
 //! 3. A number changes hands under the mutex of [`LEASES`], so the next owner sees what the last
@@ -19,10 +20,14 @@
 // out, as shuttle runs all its threads on one.
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
 /// How many threads at a time can count alone.
 const NUMBERS: usize = 128;
+
+/// The lines that a cache makes for them: 2 MB. One with over a thousand shards has lanes for fewer
+/// threads.
+const LINES: usize = 1 << 14;
 
 /// Hits and misses of one shard.
 #[derive(Debug, Default)]
@@ -36,15 +41,16 @@ struct Cells {
 #[repr(align(128))]
 struct Line([Cells; 8]);
 
-/// The cells of one thread for all shards.
-type Lane = Box<[Line]>;
-
 #[derive(Debug)]
 pub(super) struct Tally {
-    /// One for each number, made when a thread with that number first counts here.
-    lanes: Box<[OnceLock<Lane>]>,
-    /// For the threads that have none.
-    common: Lane,
+    /// The lanes one after the other: the cells of one thread for all shards. The last lane is for
+    /// the threads that have none of their own. In one piece, so that a count on the way of every
+    /// hit finds its cell by arithmetic.
+    lines: Box<[Line]>,
+    /// Lines of a lane.
+    stride: usize,
+    /// Lanes that belong to one thread each.
+    own: usize,
 }
 
 /// What a `get` came to.
@@ -64,35 +70,42 @@ impl Cells {
     }
 }
 
-fn lane(lines: usize) -> Lane {
-    (0..lines).map(|_| Line::default()).collect()
-}
-
 impl Tally {
     pub(super) fn new(shards: usize) -> Self {
-        let common = lane(shards.div_ceil(8));
-        Self { lanes: (0..NUMBERS).map(|_| OnceLock::new()).collect(), common }
+        let stride = shards.div_ceil(8);
+        let own = (LINES / stride).clamp(1, NUMBERS);
+        Self { lines: (0..(own + 1) * stride).map(|_| Line::default()).collect(), stride, own }
     }
 
     #[inline]
     pub(super) fn count(&self, shard: usize, outcome: Outcome) {
-        let Some(own) = number().and_then(|number| self.lanes.get(number)) else {
-            return self.count_common(shard, outcome);
-        };
-        let own = own.get_or_init(|| lane(self.common.len()));
-        let cell = own[shard / 8].0[shard % 8].of(outcome);
+        // Neither `UNKNOWN` nor `NONE` is the number of a lane.
+        let number = NUMBER.get();
+        if number >= self.own {
+            return self.count_without_lane(shard, outcome);
+        }
+        let cell = self.cells(number, shard).of(outcome);
         cell.store(cell.load(Relaxed) + 1, Relaxed);
     }
 
     #[cold]
-    fn count_common(&self, shard: usize, outcome: Outcome) {
-        self.common[shard / 8].0[shard % 8].of(outcome).fetch_add(1, Relaxed);
+    #[inline(never)]
+    fn count_without_lane(&self, shard: usize, outcome: Outcome) {
+        if NUMBER.get() == UNKNOWN && lease().is_some_and(|number| number < self.own) {
+            return self.count(shard, outcome);
+        }
+        self.cells(self.own, shard).of(outcome).fetch_add(1, Relaxed);
+    }
+
+    #[inline]
+    fn cells(&self, lane: usize, shard: usize) -> &Cells {
+        &self.lines[lane * self.stride + shard / 8].0[shard % 8]
     }
 
     /// Hits and misses of one shard so far.
     pub(super) fn read(&self, shard: usize) -> (u64, u64) {
-        let lanes = self.lanes.iter().filter_map(OnceLock::get).chain([&self.common]);
-        lanes.map(|lane| &lane[shard / 8].0[shard % 8]).fold((0, 0), |(hits, misses), cells| {
+        let lanes = (0..=self.own).map(|lane| self.cells(lane, shard));
+        lanes.fold((0, 0), |(hits, misses), cells| {
             (hits + cells.hits.load(Relaxed), misses + cells.misses.load(Relaxed))
         })
     }
@@ -129,16 +142,7 @@ impl Drop for Lease {
     }
 }
 
-/// The number of this thread, if it has one.
-#[inline]
-fn number() -> Option<usize> {
-    match NUMBER.get() {
-        UNKNOWN => lease(),
-        NONE => None,
-        number => Some(number),
-    }
-}
-
+/// Leases a number for this thread, if one is left.
 #[cold]
 fn lease() -> Option<usize> {
     // Should the lease be gone already, the thread is tearing down and must not take another.

@@ -9,6 +9,7 @@ use crate::error::{CacheError, InsertError};
 
 use super::policy::Leave;
 use super::shard::{Once, Patience, Unlimited, Until};
+use super::table::State;
 use super::{RemovalCause, ShardedCache};
 
 /// On what terms an entry is stored.
@@ -146,10 +147,10 @@ where
         let at = self.place(key);
         let mut farewell = self.farewell();
         let entry = self.change(at.shard, patience, &mut farewell, |table, _| {
-            let entry = table.find(at.hash, key).map(|(id, _)| id);
-            let entry = entry.and_then(|id| table.take(id, Leave::Other))?;
+            let (id, entry) = table.find(at.hash, key)?;
+            let alive = table.state(id, entry, now) == State::Fresh;
+            let entry = table.take(id, Leave::Other)?;
             self.release(&entry);
-            let alive = entry.expiry.is_alive_at(now);
             let counters = &at.shard.counters;
             if alive { &counters.removals } else { &counters.expired }.count();
             Some((entry, alive))
@@ -200,7 +201,7 @@ where
         })
     }
 
-    fn insert_uncounted<P: Patience>(
+    pub(super) fn insert_uncounted<P: Patience>(
         &self,
         key: K,
         value: V,

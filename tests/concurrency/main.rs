@@ -1,6 +1,7 @@
 //! Promises that must hold while threads are at work on one cache: limits at every sample, no lock
 //! held while a caller's code runs, values that were really written, counts that add up.
 
+mod invalidation;
 mod limits;
 mod lowering;
 #[path = "../support/mod.rs"]

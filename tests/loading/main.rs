@@ -11,3 +11,4 @@ mod failures;
 mod flights;
 mod model;
 mod schedule;
+mod stale;

@@ -181,7 +181,7 @@ impl Run {
             }
             Op::Retain(modulus) => {
                 let keep = |key, value: Value| !(u64::from(key) + value.id).is_multiple_of(modulus);
-                let alive = self.oracle.all_live(now);
+                let alive = self.oracle.all_kept(now);
                 let mut asked = Vec::new();
                 let removed = self.cache.retain(|&key, &value| {
                     asked.push((key, value));
@@ -230,8 +230,13 @@ impl Run {
                 self.set_max_weight(max, outcome, &mut events)?;
             }
             Op::Advance(by) => self.clock.set(now + by),
-            Op::SetBack(by) => self.clock.set(now - by),
+            Op::SetBack(by) => {
+                self.clock.set(now - by);
+                self.oracle.was_set_back = true;
+            }
         }
+        let left_of = |key| self.cache.entry_info(&key)?.expires_in;
+        self.oracle.adopt_lives(now, left_of)?;
         require!(events.is_empty(), "left without need: {events:?}");
         Ok(())
     }
@@ -370,6 +375,10 @@ fn build(config: Config, clock: &Arc<FakeClock>, told: &Removals<u16, Value>) ->
     if let Some(ttl) = config.time_to_live {
         builder = builder.time_to_live(ttl);
     }
+    if let Some(tti) = config.extras.time_to_idle {
+        builder = builder.time_to_idle(tti);
+    }
+    builder = builder.grace(config.extras.grace).time_to_live_jitter(config.extras.jitter);
     builder.hasher(TestHasher::new(config)).build().unwrap()
 }
 

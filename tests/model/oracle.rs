@@ -65,28 +65,62 @@ pub(crate) struct Held {
     /// Seconds from when the cache was made to when the value was written.
     pub(crate) written_after: i64,
     life: Life,
+    /// How much longer it is kept.
+    grace: u128,
+    /// When it was last used, and how long it may be idle.
+    used: u128,
+    time_to_idle: Option<u128>,
+    /// Whether its life is only known to within the jitter, and not yet adopted.
+    jittered: bool,
     /// The number of the insert that wrote it.
     written: u64,
 }
 
 impl Held {
-    fn is_alive_at(&self, now: Duration) -> bool {
-        match self.life {
+    /// Whether it is to be served.
+    fn is_fresh_at(&self, now: Duration) -> bool {
+        let lives = match self.life {
             Life::Endless => true,
             Life::None => false,
             Life::Through(last) => now.as_nanos() <= last,
+        };
+        lives && !self.is_idle_at(now)
+    }
+
+    /// Whether it is to be kept.
+    fn is_alive_at(&self, now: Duration) -> bool {
+        !self.is_over_at(now) && !self.is_idle_at(now)
+    }
+
+    /// Whether its time-to-live and the grace are over.
+    fn is_over_at(&self, now: Duration) -> bool {
+        match self.life {
+            Life::Endless => false,
+            Life::None => true,
+            Life::Through(last) => now.as_nanos() > last + self.grace,
         }
     }
 
+    fn is_idle_at(&self, now: Duration) -> bool {
+        self.time_to_idle.is_some_and(|tti| now.as_nanos() > self.used + tti)
+    }
+
+    /// Whether it has been idle for so long that it must be found.
+    fn is_long_idle_at(&self, now: Duration) -> bool {
+        self.time_to_idle.is_some_and(|tti| now.as_nanos() > self.used + 2 * tti)
+    }
+
     pub(crate) fn life_left_at(&self, now: Duration) -> Option<Duration> {
-        match self.life {
+        let until = |last: u128| {
+            let left = last.saturating_sub(now.as_nanos());
+            Duration::from_nanos(u64::try_from(left).unwrap())
+        };
+        let own = match self.life {
             Life::Endless => None,
             Life::None => Some(Duration::ZERO),
-            Life::Through(last) => {
-                let left = last.saturating_sub(now.as_nanos());
-                Some(Duration::from_nanos(u64::try_from(left).unwrap()))
-            }
-        }
+            Life::Through(last) => Some(until(last)),
+        };
+        own.into_iter().chain(self.time_to_idle.map(|tti| until(self.used + tti))).min()
     }
 }
 
@@ -102,6 +136,8 @@ pub(crate) struct Oracle {
     /// The latest moment of a write to each shard: a clock that goes back stands still for writes.
     latest: Vec<Duration>,
     inserts: u64,
+    /// Whether the clock has gone back: then nobody promises when an idle entry is found.
+    pub(crate) was_set_back: bool,
     pub(crate) stats: CacheStats,
 }
 
@@ -116,6 +152,7 @@ impl Oracle {
             held: Vec::new(),
             latest: vec![Duration::ZERO; config.shards],
             inserts: 0,
+            was_set_back: false,
             stats: CacheStats::default(),
         }
     }
@@ -156,13 +193,22 @@ impl Oracle {
 
     /// The live entry of `key`.
     pub(crate) fn live(&self, key: u16, now: Duration) -> Option<Held> {
-        Some(self.held[self.place(key)?]).filter(|held| held.is_alive_at(now))
+        Some(self.held[self.place(key)?]).filter(|held| held.is_fresh_at(now))
     }
 
     /// The live entries by key.
     pub(crate) fn all_live(&self, now: Duration) -> Vec<(u16, Value)> {
-        let alive = self.held.iter().filter(|held| held.is_alive_at(now));
-        let mut all: Vec<_> = alive.map(|held| (held.key, held.value)).collect();
+        self.all(|held| held.is_fresh_at(now))
+    }
+
+    /// Those of which nobody has to say yet that they are expired, by key.
+    pub(crate) fn all_kept(&self, now: Duration) -> Vec<(u16, Value)> {
+        self.all(|held| held.is_alive_at(now))
+    }
+
+    fn all(&self, which: impl Fn(&Held) -> bool) -> Vec<(u16, Value)> {
+        let those = self.held.iter().filter(|held| which(held));
+        let mut all: Vec<_> = those.map(|held| (held.key, held.value)).collect();
         all.sort_unstable();
         all
     }
@@ -177,13 +223,19 @@ impl Oracle {
             self.stats.misses += 1;
             return Ok(None);
         };
-        let held = self.held.remove(place);
-        if held.is_alive_at(now) {
+        let mut held = self.held.remove(place);
+        if held.is_fresh_at(now) {
+            held.used = held.used.max(now.as_nanos());
             self.held.push(held);
             self.stats.hits += 1;
             return Ok(Some(held.value));
         }
         self.stats.misses += 1;
+        if held.is_alive_at(now) {
+            // Stale: no use, and it stays.
+            self.held.insert(place, held);
+            return Ok(None);
+        }
         self.stats.expired_entries += 1;
         expect(events, (key, held.value, RemovalCause::Expired))?;
         Ok(None)
@@ -238,6 +290,8 @@ impl Oracle {
 
         let latest = &mut self.latest[self.shard_of[usize::from(key)]];
         *latest = now.max(*latest);
+        let extras = self.config.extras;
+        let used = latest.as_nanos();
         let life = match ttl.or(self.config.time_to_live) {
             None => Life::Endless,
             Some(Duration::ZERO) => Life::None,
@@ -246,8 +300,44 @@ impl Oracle {
         let written_after = now.saturating_sub(self.created).as_secs() as i64;
         let written = self.inserts;
         self.inserts += 1;
-        self.held.push(Held { key, value, weight, written_after, life, written });
+        self.held.push(Held {
+            key,
+            value,
+            weight,
+            written_after,
+            life,
+            grace: extras.grace.as_nanos(),
+            used,
+            time_to_idle: extras.time_to_idle.map(|tti| tti.as_nanos()),
+            jittered: extras.jitter > 0.0 && ttl.is_none() && matches!(life, Life::Through(_)),
+            written,
+        });
         Ok(None)
+    }
+
+    /// Learns from the cache how long the new entries live, if that is within the jitter.
+    pub(crate) fn adopt_lives(
+        &mut self,
+        now: Duration,
+        left_of: impl Fn(u16) -> Option<Duration>,
+    ) -> Verdict {
+        let fraction = self.config.extras.jitter;
+        let Some(whole) = self.config.time_to_live else { return Ok(()) };
+        for held in self.held.iter_mut().filter(|held| held.jittered) {
+            let Life::Through(longest) = held.life else { continue };
+            let Some(left) = left_of(held.key) else {
+                return Err(format!("{} was just written and has no life", held.key));
+            };
+            let last = now.as_nanos() + left.as_nanos();
+            let shortest = longest - (whole.as_nanos() as f64 * fraction) as u128;
+            require!(
+                (shortest..=longest).contains(&last),
+                "{} lives through {last}, not from {shortest} to {longest}",
+                held.key
+            );
+            (held.life, held.jittered) = (Life::Through(last), false);
+        }
+        Ok(())
     }
 
     pub(crate) fn remove(
@@ -258,7 +348,7 @@ impl Oracle {
     ) -> Verdict<Option<Value>> {
         let Some(place) = self.place(key) else { return Ok(None) };
         let held = self.held.remove(place);
-        let alive = held.is_alive_at(now);
+        let alive = held.is_fresh_at(now);
         let cause = if alive { RemovalCause::Removed } else { RemovalCause::Expired };
         self.count(cause);
         expect(events, (key, held.value, cause))?;
@@ -289,13 +379,21 @@ impl Oracle {
         Ok(leaving.len())
     }
 
-    /// [`remove_where`](Self::remove_where) an entry is expired.
+    /// [`remove_where`](Self::remove_where) an entry is expired; one that has not long been idle may
+    /// stay.
     pub(crate) fn cleanup(
         &mut self,
         now: Duration,
         events: &mut VecDeque<Event>,
     ) -> Verdict<usize> {
-        let cause = |held: &Held| (!held.is_alive_at(now)).then_some(RemovalCause::Expired);
+        let left: Vec<u16> = events.iter().map(|&(key, ..)| key).collect();
+        let surely = |held: &Held| held.is_over_at(now) || held.is_long_idle_at(now);
+        let set_back = self.was_set_back;
+        let cause = |held: &Held| {
+            let may_stay = set_back && !held.is_over_at(now) || !surely(held);
+            let stays = may_stay && !left.contains(&held.key);
+            (!held.is_alive_at(now) && !stays).then_some(RemovalCause::Expired)
+        };
         self.remove_where(cause, events)
     }
 
@@ -363,12 +461,16 @@ impl Oracle {
         require!(keep != Some(key), "{key} left for its own new value");
 
         let shard = self.shard_of[usize::from(key)];
+        // Idle ones are found for certain when they have long been idle, and a lock hold can look at
+        // all there are.
+        let few = self.of_shard(shard).count() <= 64 && !self.was_set_back;
         let expired: Vec<u16> = self
             .of_shard(shard)
-            .filter(|held| !held.is_alive_at(now))
+            .filter(|held| held.is_over_at(now) || few && held.is_long_idle_at(now))
             .map(|held| held.key)
             .collect();
-        if expired.is_empty() {
+        if held.is_alive_at(now) {
+            require!(expired.is_empty(), "{key} left ({cause:?}) before the expired {expired:?}");
             require!(
                 cause == limit,
                 "{key} left for {cause:?}, what stood in the way was {limit:?}"
@@ -377,10 +479,7 @@ impl Oracle {
                 require!(due == key, "{key} left ({cause:?}), it was {due}'s turn");
             }
         } else {
-            require!(
-                cause == RemovalCause::Expired && expired.contains(&key),
-                "{key} left ({cause:?}) before the expired {expired:?}"
-            );
+            require!(cause == RemovalCause::Expired, "{key} was expired and left for {cause:?}");
         }
         self.held.remove(place);
         self.count(cause);

@@ -20,8 +20,18 @@ pub(crate) struct Config {
     /// Always there with a limit on weight; without it every entry weighs 0.
     pub(crate) weigher: bool,
     pub(crate) time_to_live: Option<Duration>,
+    pub(crate) extras: Extras,
     /// Whether all keys share four hashes.
     pub(crate) collisions: bool,
+}
+
+/// What else there is to an entry's life. Jitter and a time-to-idle do not come together: what is
+/// left of a life would not tell which it is.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Extras {
+    pub(crate) grace: Duration,
+    pub(crate) jitter: f64,
+    pub(crate) time_to_idle: Option<Duration>,
 }
 
 /// One call of the cache, or of the clock. A weight that is not asked for by a weigher is ignored.
@@ -158,11 +168,26 @@ impl World {
             4 => milliseconds(1..40).prop_map(Some),
             1 => Just(Some(Duration::ZERO)),
         ];
+        let plain = Extras::default();
+        let jitter = prop_oneof![Just(0.1), Just(0.5), Just(1.0)];
+        let grace = milliseconds(1..30);
+        let idle = milliseconds(1..40).prop_map(Some);
+        let extras = prop_oneof![
+            4 => Just(plain),
+            1 => grace.clone().prop_map(move |grace| Extras { grace, ..plain }),
+            1 => jitter.clone().prop_map(move |jitter| Extras { jitter, ..plain }),
+            1 => (grace.clone(), jitter)
+                .prop_map(move |(grace, jitter)| Extras { grace, jitter, ..plain }),
+            2 => idle.clone().prop_map(move |time_to_idle| Extras { time_to_idle, ..plain }),
+            1 => (grace, idle)
+                .prop_map(move |(grace, time_to_idle)| Extras { grace, time_to_idle, ..plain }),
+        ];
         (
             pressure,
             proptest::sample::select(shards),
             limits,
             time_to_live,
+            extras,
             proptest::bool::weighted(0.1),
         )
             .prop_map(
@@ -171,6 +196,7 @@ impl World {
                     shards,
                     (max_entries, max_weight, weigher),
                     time_to_live,
+                    extras,
                     collisions,
                 )| Config {
                     policy,
@@ -180,6 +206,7 @@ impl World {
                     max_weight,
                     weigher,
                     time_to_live,
+                    extras,
                     collisions,
                 },
             )

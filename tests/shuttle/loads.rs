@@ -105,7 +105,7 @@ fn overlapping_batches_embed_every_key_once() {
                 task.await.unwrap();
             }
             assert_eq!(model.asked(), HashMap::from([(0, 1), (1, 1), (2, 1)]));
-            assert_eq!(cache.info().keys_in_flight, 0);
+            nothing_in_flight(&cache).await;
             assert_eq!(cache.stats().loaded, 3);
         });
     });
@@ -122,7 +122,7 @@ fn overlapping_batches_of_both_modes_all_get_their_vectors() {
             for task in tasks.map(|(texts, borrowed)| spawn(&cache, &model, texts, borrowed)) {
                 task.await.unwrap();
             }
-            assert_eq!(cache.info().keys_in_flight, 0);
+            nothing_in_flight(&cache).await;
         });
     });
 }
@@ -237,7 +237,43 @@ fn a_load_beside_a_put_of_its_key_ends_with_one_of_the_two_vectors() {
                 assert!(right(&load.await.unwrap()));
             }
             assert!(right(&cache.get(&key(0)).await.unwrap()));
-            assert_eq!((cache.info().keys_in_flight, cache.size().await), (0, 1));
+            nothing_in_flight(&cache).await;
+            assert_eq!(cache.size().await, 1);
         });
     });
+}
+
+/// Each call answers its number, as a vector or as an error.
+#[test]
+fn who_was_told_of_a_failure_or_removed_a_vector_and_asks_again_gets_another_answer() {
+    for fails in [true, false] {
+        explore(move || {
+            block_on(async {
+                let (cache, calls) = (cache(), Arc::new(AtomicU32::new(0)));
+                let tasks = [0, 1].map(|_| {
+                    let (cache, calls) = (cache.clone(), Arc::clone(&calls));
+                    future::spawn(async move {
+                        let ask = async || {
+                            let calls = Arc::clone(&calls);
+                            let embed = || async move {
+                                let call = calls.fetch_add(1, SeqCst);
+                                yield_now().await;
+                                if fails { Err(call.to_string()) } else { Ok(vector(call)) }
+                            };
+                            match cache.get_or_embed(key(0), embed).await {
+                                Ok(answer) => format!("{answer:?}"),
+                                Err(error) => error.to_string(),
+                            }
+                        };
+                        let first = ask().await;
+                        cache.remove(&key(0)).await;
+                        assert_ne!(ask().await, first);
+                    })
+                });
+                for task in tasks {
+                    task.await.unwrap();
+                }
+            });
+        });
+    }
 }

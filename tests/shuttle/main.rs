@@ -10,6 +10,7 @@
 #![cfg(shuttle)]
 
 mod expiry;
+mod invalidation;
 mod limits;
 mod loads;
 mod order;

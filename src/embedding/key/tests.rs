@@ -17,24 +17,26 @@ fn is_whose<K: EmbeddingKey>(key: &K, tenant: &str) -> bool {
 
 /// Every key of a specification, whatever else is set and whatever it is the key of.
 fn keys_belong<K: EmbeddingKey>(builder: fn(&'static str) -> KeySpec<K>) {
-    let models = ["e5-base", "e5", "é", ""];
-    let tenants = ["acme", "acm", "é", ""];
-    for model in models {
+    // Every key is compared with every name: Miri gets fewer.
+    let few = if cfg!(miri) { 1 } else { 4 };
+    let (models, tenants) = (["e5-base", "e5", "é", ""], ["acme", "acm", "é", ""]);
+    let (models, tenants) = (&models[..few], &tenants[..few]);
+    for &model in models {
         for revision in [None, Some("1"), Some("")] {
             let mut spec = builder(model);
             if let Some(revision) = revision {
                 spec = spec.revision(revision);
             }
             let keys = [spec.text("a"), spec.tokens(&[1]), spec.bytes(b"a")];
-            for other in models {
+            for &other in models {
                 assert!(keys.iter().all(|key| is_of(key, other) == (model == other)));
             }
             assert!(keys.iter().all(|key| !tenants.iter().any(|tenant| is_whose(key, tenant))));
         }
-        for tenant in tenants {
+        for &tenant in tenants {
             let spec = builder(model).tenant(tenant).dimensions(8);
             let keys = [spec.text("a"), spec.tokens(&[1]), spec.bytes(b"a")];
-            for other in tenants {
+            for &other in tenants {
                 assert!(keys.iter().all(|key| is_whose(key, other) == (tenant == other)));
             }
             assert!(keys.iter().all(|key| is_of(key, model)));

@@ -67,7 +67,7 @@ impl<K: EmbeddingKey, S> Lead<K, S> {
         if !self.call.land(landing) {
             return;
         }
-        // The landing stands first: who joins until the keys are taken out has it at once.
+        // The landing stands first: who joined until now has it, and who comes now joins no more.
         for (place, &hash) in self.hashes.iter().enumerate() {
             self.inner.flights.end(hash, &Seat { call: Arc::clone(&self.call), place });
         }
