@@ -221,7 +221,7 @@ impl CacheError {
     /// The time-to-live, or the time-to-idle, is longer than the clock can count.
     #[must_use]
     pub fn is_invalid_ttl(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::TtlTooLong { .. })
+        matches!(self.0.kind, ErrorKind::TtlTooLong { .. } | ErrorKind::TtiTooLong { .. })
     }
 
     /// Something was invalidated while the value was being loaded.
@@ -238,6 +238,8 @@ impl CacheError {
             ErrorKind::ShardCount { .. }
                 | ErrorKind::NoLimit
                 | ErrorKind::NoWeigher { .. }
+                | ErrorKind::NoTimeToIdle
+                | ErrorKind::Jitter { .. }
                 | ErrorKind::NoRuntime { .. }
                 | ErrorKind::Zero { .. }
         )

@@ -1,11 +1,11 @@
-//! Storage that grows without moving what it holds: a list of chunks of 64 items.
+//! Storage that grows without moving what it holds: a list of chunks of 32 items.
 //!
 //! A plain `Vec` doubles by moving everything, under the lock of the shard, for as long as that
-//! takes. Here a push makes 64 default items at most, and moves 8 bytes for every 64 items when the
+//! takes. Here a push makes 32 default items at most, and moves 8 bytes for every 32 items when the
 //! list of chunks grows. A chunk is an array, so that looking up an item checks one bound, not two:
 //! this is on the way of every hit.
 
-const BITS: u32 = 6;
+const BITS: u32 = 5;
 const CHUNK: usize = 1 << BITS;
 
 /// Which slot of a shard an entry stands in.
