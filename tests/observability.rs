@@ -80,7 +80,9 @@ mod metrics_of_a_cache {
 
     /// All that was recorded: name and labels, kind, values in their order.
     #[derive(Debug, Clone, Default)]
-    struct Recorded(Arc<Mutex<BTreeMap<String, Vec<(&'static str, f64)>>>>);
+    struct Recorded(Arc<Mutex<BTreeMap<String, Values>>>);
+
+    type Values = Vec<(&'static str, f64)>;
 
     struct Cell {
         name: String,

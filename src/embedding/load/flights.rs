@@ -10,6 +10,9 @@
 //! 2. or after: then the vector had been stored before, and is found, unless it was evicted,
 //!    expired or invalidated since, or refused by the cache.
 //!
+//! A call that has landed is joined by nobody any more, though its keys may still be there: who was
+//! told that it failed, and asks again, has a call of its own.
+//!
 //! Lock order: flights, then shard, and the shard's is only tried; nobody takes a lock of flights
 //! while holding that of a shard. So there is no circle to deadlock in.
 //!
