@@ -122,11 +122,11 @@ impl Form for CacheKey {
     }
 
     fn belongs_to_model(stored: &StoredKey, model: &ModelName) -> bool {
-        model.is_of(stored.model())
+        stored.is_of_model(model)
     }
 
     fn belongs_to_tenant(stored: &StoredKey, tenant: &TenantName) -> bool {
-        tenant.is_in(stored.content())
+        stored.is_of_tenant(tenant)
     }
 }
 

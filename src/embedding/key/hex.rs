@@ -11,6 +11,22 @@ pub(super) fn digits<const N: usize, const D: usize>(bytes: &[u8; N]) -> [u8; D]
     digits
 }
 
+/// The bytes that lower-case `digits` stand for, if that is what they are.
+#[inline]
+pub(super) fn bytes(digits: &[u8; 64]) -> Option<[u8; 32]> {
+    // An upper-case letter has this bit clear, a lower-case one and a number have it set. Looked at
+    // eight bytes at a time, as this is on the way of every lookup.
+    const LOWER: u64 = 0x2020_2020_2020_2020;
+    let (words, _) = digits.as_chunks::<8>();
+    let all = words.iter().fold(LOWER, |all, word| all & u64::from_ne_bytes(*word));
+    if all != LOWER {
+        return None;
+    }
+    let mut bytes = [0; 32];
+    const_hex::decode_to_slice(digits, &mut bytes).ok()?;
+    Some(bytes)
+}
+
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// What `digit` stands for.

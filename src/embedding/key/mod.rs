@@ -4,6 +4,7 @@ mod cache_key;
 mod content_key;
 mod framing;
 mod hex;
+mod models;
 mod names;
 mod spec;
 mod stored;
