@@ -14,7 +14,8 @@ use std::time::Duration;
 
 use allocation_counter::{AllocationInfo, measure};
 use embedding_cache::{
-    CacheKey, EmbeddingCache, EmbeddingVector, EvictionPolicy, MemoryPressure, ShardedCache,
+    CacheError, CacheKey, ContentKey, EmbeddingCache, EmbeddingCacheBuilder, EmbeddingKey,
+    EmbeddingVector, EvictionPolicy, MemoryPressure, ShardedCache,
 };
 use support::{POLICIES, PRESSURES, key};
 
@@ -189,6 +190,84 @@ fn a_batch_allocates_its_result_only() {
         let none = measure(|| assert!(cache.get_many::<str>([]).is_empty()));
         assert_eq!(none, AllocationInfo::default());
     });
+}
+
+/// A cache that holds `keys`, for a thread that has counted there before.
+fn holding<K: EmbeddingKey>(
+    builder: EmbeddingCacheBuilder<K>,
+    keys: &[K],
+    absent: &K,
+) -> EmbeddingCache<K> {
+    let cache = builder.max_entries(ENTRIES).build().unwrap();
+    for (i, key) in keys.iter().enumerate() {
+        cache.put_blocking(key.clone(), [i as f32; 8]).unwrap();
+    }
+    warm_up(|| cache.get_blocking(absent));
+    cache
+}
+
+/// The closure that a hit does not call.
+async fn uncalled() -> Vec<Vec<f32>> {
+    unreachable!("all are hits")
+}
+
+/// For any kind of key: an async batch of hits is one block, the result, and one key is none.
+fn hits_allocate_the_result_only<K: EmbeddingKey>(cache: &EmbeddingCache<K>, keys: &[K]) {
+    for size in [1, 16, 64, 65, 200] {
+        let keys = &keys[..size];
+        let mut found = Vec::new();
+        let counted = measure(|| found = ready(cache.get_many(keys)));
+        assert!(found.len() == size && found.iter().all(Option::is_some));
+        let bytes = (size * size_of::<Option<EmbeddingVector>>()) as u64;
+        let expected = (1, 1, bytes);
+        let seen = |counted: AllocationInfo| {
+            (counted.count_total, counted.count_current, counted.bytes_total)
+        };
+        assert_eq!(seen(counted), expected, "get_many, {size} keys");
+
+        let mut answers = Vec::new();
+        let counted = measure(|| answers = ready(cache.get_or_embed_many(keys, |_| uncalled())));
+        assert!(answers.len() == size && answers.iter().all(Result::is_ok));
+        let bytes = (size * size_of::<Result<EmbeddingVector, CacheError>>()) as u64;
+        assert_eq!(seen(counted), (1, 1, bytes), "get_or_embed_many, {size} keys");
+
+        let load = || cache.load().get_or_embed_many_borrowed(keys, |_| uncalled());
+        let counted = measure(|| answers = ready(load()));
+        // The new result, and the one before is dropped.
+        assert_eq!(seen(counted), (1, 0, bytes), "get_or_embed_many_borrowed, {size} keys");
+    }
+    let key = |i: usize| &keys[i % keys.len()];
+    assert_allocates_nothing("get_or_embed", |i| {
+        assert!(ready(cache.get_or_embed(key(i), async || vec![1.0])).is_ok());
+    });
+    assert_allocates_nothing("get_or_embed with options", |i| {
+        let load = cache.load().timeout(Duration::from_secs(1)).max_batch(1);
+        assert!(ready(load.get_or_embed(key(i), async || vec![1.0])).is_ok());
+    });
+    assert_allocates_nothing("get_or_embed_borrowed", |i| {
+        let load = cache.load().get_or_embed_borrowed(key(i), async || vec![1.0]);
+        assert!(ready(load).is_ok());
+    });
+    assert_allocates_nothing("an empty batch", |_| {
+        assert!(ready(cache.get_or_embed_many([], |_| uncalled())).is_empty());
+    });
+    assert_eq!(cache.stats().loads, 0);
+}
+
+#[test]
+fn a_load_of_hits_allocates_its_result_only() {
+    for policy in POLICIES {
+        let words: Vec<CacheKey> = (0..200).map(key).collect();
+        let builder = EmbeddingCache::builder().eviction(policy);
+        let cache = holding(builder, &words, &CacheKey::new("", ""));
+        hits_allocate_the_result_only(&cache, &words);
+
+        let spec = ContentKey::builder("e5-base");
+        let digests: Vec<ContentKey> = (0..200).map(|i| spec.text(&i.to_string())).collect();
+        let builder = EmbeddingCache::builder_for::<ContentKey>().eviction(policy);
+        let cache = holding(builder, &digests, &spec.text("absent"));
+        hits_allocate_the_result_only(&cache, &digests);
+    }
 }
 
 #[test]

@@ -4,10 +4,12 @@ use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
+// The clock of the timers, not the system's: where they are paused, so is it.
+use tokio::time::Instant;
 
 use crate::error::{CacheError, ErrorKind};
 use crate::vector::EmbeddingVector;

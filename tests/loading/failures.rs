@@ -206,3 +206,17 @@ fn poll_once<F: Future>(future: F) -> Option<F::Output> {
         std::task::Poll::Pending => None,
     }
 }
+
+#[tokio::test]
+async fn a_listener_that_panics_costs_nobody_an_answer() {
+    let builder = EmbeddingCache::builder().max_entries(1).shards(1);
+    let listener = |_: &_, _: &_, _| panic!("a listener's own fault");
+    let cache = builder.eviction_listener(listener).build().unwrap();
+    cache.put(key(0), vector(0)).await.unwrap();
+    let owned = cache.get_or_embed(key(1), || async { vector(1) }).await;
+    assert_eq!(owned.unwrap(), vector(1));
+    let borrowed = cache.load().get_or_embed_borrowed(key(2), || async { vector(2) }).await;
+    assert_eq!(borrowed.unwrap(), vector(2));
+    assert_eq!(cache.get(&key(2)).await.unwrap(), vector(2), "and it is stored");
+    assert_eq!((cache.info().keys_in_flight, cache.stats().loads), (0, 2));
+}

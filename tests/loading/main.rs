@@ -1,6 +1,14 @@
 //! Loads: what `get_or_embed` and `get_or_embed_many` promise, each fault seen in the field among it.
 
+#[path = "../support/mod.rs"]
+mod support;
+
+mod background;
+mod batcher;
 mod batches;
+mod doors;
 mod failures;
 mod flights;
 mod model;
+mod schedule;
+mod stale;

@@ -12,6 +12,7 @@
 mod expiry;
 mod invalidation;
 mod limits;
+mod loads;
 mod order;
 mod sweeps;
 mod values;

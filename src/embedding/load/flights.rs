@@ -10,6 +10,9 @@
 //! 2. or after: then the vector had been stored before, and is found, unless it was evicted,
 //!    expired or invalidated since, or refused by the cache.
 //!
+//! A call that has landed is joined by nobody any more, though its keys may still be there: who was
+//! told that it failed, and asks again, has a call of its own.
+//!
 //! Lock order: flights, then shard, and the shard's is only tried; nobody takes a lock of flights
 //! while holding that of a shard. So there is no circle to deadlock in.
 //!
@@ -116,14 +119,17 @@ impl<T: Hash + Eq> Flights<T> {
     {
         let hash = self.hasher.hash_one(probe);
         let mut part = self.part(hash).lock();
+        let flight = part.find_mut(hash, |flight| probe.equivalent(&flight.key));
+        // Before the cache is looked at: a call that has landed has stored what it had to.
+        let landed = flight.as_ref().is_some_and(|flight| flight.seat.call.landing().is_some());
         if let Some(found) = look()? {
             return Some(Claim::Found(found));
         }
-        let flight = part.find_mut(hash, |flight| probe.equivalent(&flight.key));
         if let Some(flight) = flight {
-            // Of a call that is abandoned the keys are just being taken out. One of an earlier epoch
-            // will not store what it loads.
-            if flight.epoch == epoch && !flight.seat.call.is_abandoned() {
+            // Of a call that has landed, or is abandoned, the keys are just being taken out: what it
+            // answered is an error, or was removed since. One of an earlier epoch will not store
+            // what it loads.
+            if flight.epoch == epoch && !landed && !flight.seat.call.is_abandoned() {
                 return Some(Claim::Joined(flight.seat.clone()));
             }
             flight.seat = seat.clone();

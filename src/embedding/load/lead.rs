@@ -67,7 +67,7 @@ impl<K: EmbeddingKey, S> Lead<K, S> {
         if !self.call.land(landing) {
             return;
         }
-        // The landing stands first: who joins until the keys are taken out has it at once.
+        // The landing stands first: who joined until now has it, and who comes now joins no more.
         for (place, &hash) in self.hashes.iter().enumerate() {
             self.inner.flights.end(hash, &Seat { call: Arc::clone(&self.call), place });
         }
@@ -123,7 +123,8 @@ impl<K: EmbeddingKey, S: BuildHasher> Lead<K, S> {
                 }
             }
         }
-        // What was refused has been counted; the caller has the vector.
-        drop(self.inner.insert_all(entries, self.terms).await);
+        // What was refused has been counted; the caller has the vector. A panic of the eviction
+        // listener comes after all is stored: it is no reason to lose what the model has answered.
+        drop(catching(self.inner.insert_all(entries, self.terms)).await);
     }
 }
