@@ -291,7 +291,7 @@ fn a_batch_of_puts_that_replace_allocates_its_result_and_room_for_a_group() {
 
 /// With a key and a vector that were made before.
 #[test]
-fn a_put_into_a_full_cache_allocates_its_stored_key_and_seldom_more() {
+fn a_put_into_a_full_cache_seldom_allocates() {
     for policy in POLICIES {
         for pressure in PRESSURES {
             for life in LIVES {
@@ -303,40 +303,42 @@ fn a_put_into_a_full_cache_allocates_its_stored_key_and_seldom_more() {
                     })
                     .collect();
                 let which = format!("{policy:?}, {pressure:?}, time-to-live {life:?}");
-                // One block for the stored key. Seldom a new index, to be rid of tombstones, or a
+                // Nothing for the key, which stands in its slot. Seldom a new index, to be rid of tombstones, or a
                 // ghost queue of another length. Shards do not hold quite the same number all the
                 // time, so now and then one grows: a block for the slots, and one for each array
                 // beside them, which are at most five.
                 let most = puts.iter().max();
-                assert!(puts.iter().all(|&count| (1..=8).contains(&count)), "{which}: {most:?}");
+                assert!(puts.iter().all(|&count| count <= 7), "{which}: {most:?}");
                 let all: u64 = puts.iter().sum();
-                assert!(all <= puts.len() as u64 * 102 / 100, "{which}: {all} in {}", puts.len());
+                assert!(all <= puts.len() as u64 * 2 / 100, "{which}: {all} in {}", puts.len());
             }
         }
     }
 }
 
 #[test]
-fn a_put_that_replaces_allocates_its_stored_key_and_copies_only_a_vec() {
+fn a_put_that_replaces_allocates_for_an_unusual_key_and_copies_only_a_vec() {
     for policy in POLICIES {
         for pressure in PRESSURES {
             let cache = steady(policy, pressure, Some(Duration::from_secs(60)));
-            let key = key(4 * ENTRIES);
-            ready(cache.put(key.clone(), [0.5; 8])).unwrap();
-            for i in 0..1000 {
-                let (key, vector) = (key.clone(), EmbeddingVector::from([i as f32; 8]));
-                let counted = measure(|| ready(cache.put(key, vector)).unwrap());
-                assert_eq!(counted.count_total, 1, "{policy:?}, {pressure:?}");
+            // A chunk makes it one that is stored as its texts.
+            for (key, blocks) in [(key(4 * ENTRIES), 0), (key(4 * ENTRIES).with_chunk("7"), 1)] {
+                ready(cache.put(key.clone(), [0.5; 8])).unwrap();
+                for i in 0..1000 {
+                    let (key, vector) = (key.clone(), EmbeddingVector::from([i as f32; 8]));
+                    let counted = measure(|| ready(cache.put(key, vector)).unwrap());
+                    assert_eq!(counted.count_total, blocks, "{policy:?}, {pressure:?}");
+                }
+                let vec = vec![0.5; 8];
+                let counted = measure(|| ready(cache.put(key, vec)).unwrap());
+                assert_eq!(counted.count_total, blocks + 1, "{policy:?}, {pressure:?}");
             }
-            let (key, vec) = (key.clone(), vec![0.5; 8]);
-            let counted = measure(|| ready(cache.put(key, vec)).unwrap());
-            assert_eq!(counted.count_total, 2, "{policy:?}, {pressure:?}");
         }
     }
 }
 
 #[test]
-fn the_first_get_of_a_thread_allocates_its_counters_and_no_other_does() {
+fn the_first_get_of_a_thread_takes_one_block_at_most_and_no_other_does() {
     let cache = full(EvictionPolicy::S3Fifo, None);
     let known = name(7);
     std::thread::scope(|scope| {

@@ -6,7 +6,7 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::embedding::{EmbeddingCache, EmbeddingKey};
+use crate::embedding::{EmbeddingCache, EmbeddingKey, Inner};
 use crate::error::{CacheError, ErrorKind};
 use crate::hasher::DefaultHashBuilder;
 use crate::sharded::Sight;
@@ -49,6 +49,7 @@ pub(super) struct Request<'a, K: EmbeddingKey, S> {
     /// The places of the keys that were not found, and their items.
     missing: Vec<(usize, usize)>,
     items: Vec<Item>,
+    /// How often something that was waited for turned out to be abandoned.
     rounds: u32,
 }
 
@@ -125,45 +126,56 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
         self.items.iter().any(|item| item.answer.is_none())
     }
 
-    /// Claims every key without an answer, or joins who has it, and returns the calls to make, of at
+    /// Claims keys without an answer, or joins who has them, and returns the calls to make, of at
     /// most `max_batch` keys each. After too many rounds gives the rest up instead.
+    ///
+    /// Never waits while it holds a claim: a future that is dropped gives its claims back, but one
+    /// that is kept and never polled again would keep them for ever. So where the lock of a shard is
+    /// taken, it returns what it has, and goes on after those calls have landed.
     pub(super) async fn claim(&mut self, pulse: Option<&Arc<Pulse>>) -> Vec<Claimed<K, S>> {
-        self.rounds += 1;
+        let inner = &self.cache.inner;
+        let time_to_live = self.options.time_to_live;
+        let begin = || {
+            let lead = Lead::new(inner, pulse, inner.core.epoch(), time_to_live);
+            (lead, Missing::new())
+        };
         let mut calls = Vec::new();
-        let mut call: Option<Claimed<K, S>> = None;
-        for number in 0..self.items.len() {
-            if self.items[number].answer.is_some() {
+        let mut call = begin();
+        for item in &mut self.items {
+            if item.answer.is_some() {
                 continue;
             }
             // A key that this caller's closure was asked for before: its call was abandoned, so the
             // runtime that should have carried it out is shutting down.
-            if self.rounds > ROUNDS || self.items[number].asked {
-                let abandoned = ErrorKind::Abandoned { rounds: self.rounds - 1 };
-                self.items[number].answer = Some(Err(abandoned.into()));
+            if self.rounds > ROUNDS || item.asked {
+                item.answer = Some(Err(ErrorKind::Abandoned { rounds: self.rounds }.into()));
                 continue;
             }
-            let inner = &self.cache.inner;
-            let (lead, missing) = call.get_or_insert_with(|| {
-                let time_to_live = self.options.time_to_live;
-                let lead = Lead::new(inner, pulse, inner.core.epoch(), time_to_live);
-                (lead, Missing::new())
-            });
-            let item = &mut self.items[number];
             let key = &self.keys[item.position];
-            if claim_one(self.cache, key, item, lead, pulse.is_none()).await {
-                missing.push(key.clone(), item.position);
+            let holds_claims = !calls.is_empty() || call.0.len() > 0;
+            let mut attempt = |slice| item.claim(inner, key, &mut call.0, pulse.is_none(), slice);
+            let led = match attempt(Duration::ZERO) {
+                None if holds_claims => break,
+                None => inner.waiters.until(None, attempt).await,
+                led => led,
+            };
+            if led == Some(true) {
+                call.1.push(key.clone(), item.position);
             }
-            if lead.len() >= self.options.max_batch {
-                calls.extend(call.take());
+            if call.0.len() >= self.options.max_batch {
+                calls.push(std::mem::replace(&mut call, begin()));
             }
         }
-        calls.extend(call.filter(|(lead, _)| lead.len() > 0));
+        if call.0.len() > 0 {
+            calls.push(call);
+        }
         calls
     }
 
     /// Waits for the calls that were claimed or joined. An item whose call was abandoned, or whose
     /// caller shows no sign of life, stays open.
     pub(super) async fn wait(&mut self) {
+        let mut abandoned = false;
         for item in &mut self.items {
             let Some(seat) = item.seat.as_ref().filter(|_| item.answer.is_none()) else { continue };
             if !seat.call.wait().await {
@@ -171,7 +183,9 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
                 self.cache.inner.flights.give_up(&probe, seat);
             }
             item.land();
+            abandoned |= item.answer.is_none();
         }
+        self.rounds += u32::from(abandoned);
     }
 
     /// Takes what has landed; the rest has run out of time.
@@ -224,32 +238,30 @@ impl Item {
             self.answer = answers.get(seat.place).cloned();
         }
     }
-}
 
-/// Claims the key of `item` for the next seat of `lead`; says whether it is now led.
-async fn claim_one<K: EmbeddingKey, S: BuildHasher>(
-    cache: &EmbeddingCache<K, S>,
-    key: &K,
-    item: &mut Item,
-    lead: &mut Lead<K, S>,
-    may_refresh: bool,
-) -> bool {
-    let inner = &cache.inner;
-    let stored = match key.to_stored() {
-        Ok(stored) => stored,
-        Err(error) => {
-            item.answer = Some(Err(error));
-            return false;
+    /// Claims `key` for the next seat of `lead`, and says whether it is now led; `None` if the lock
+    /// of its shard was not had. Waits for that at most `wait`, zero tries once.
+    fn claim<K: EmbeddingKey, S: BuildHasher>(
+        &mut self,
+        inner: &Inner<K, S>,
+        key: &K,
+        lead: &mut Lead<K, S>,
+        may_refresh: bool,
+        wait: Duration,
+    ) -> Option<bool> {
+        let stored = match key.to_stored() {
+            Ok(stored) => stored,
+            Err(error) => {
+                self.answer = Some(Err(error));
+                return Some(false);
+            }
+        };
+        let probe = key.probe();
+        if !wait.is_zero() {
+            // Waited for here, with no lock of the flights held.
+            inner.core.look_slice(&probe, wait)?;
         }
-    };
-    let probe = key.probe();
-    let (epoch, seat) = (inner.core.epoch(), lead.seat());
-    let mut stale = None;
-    let claim = inner.waiters.until(None, |slice| {
-        if !slice.is_zero() {
-            // The lock of the shard is taken: waited for here, with no lock of the flights held.
-            inner.core.look_slice(&probe, slice)?;
-        }
+        let mut stale = None;
         let look = || match inner.core.look_slice(&probe, Duration::ZERO)? {
             Sight::Fresh(vector) => Some(Some(vector)),
             Sight::Stale { value, past } => {
@@ -258,40 +270,39 @@ async fn claim_one<K: EmbeddingKey, S: BuildHasher>(
             }
             Sight::Absent => Some(None),
         };
-        inner.flights.claim(&probe, epoch, &seat, look, || stored.clone())
-    });
-    let claim = claim.await;
-    let stale = stale;
-    let led = match claim {
-        Some(Claim::Found(vector)) => {
-            item.answer = Some(Ok(vector));
-            return false;
+        let (epoch, seat) = (inner.core.epoch(), lead.seat());
+        let claim = inner.flights.claim(&probe, epoch, &seat, look, || stored.clone())?;
+        let led = match claim {
+            Claim::Found(vector) => {
+                self.answer = Some(Ok(vector));
+                return Some(false);
+            }
+            Claim::Full => {
+                let limit = inner.flights.limit();
+                self.answer = Some(Err(ErrorKind::Overloaded { limit }.into()));
+                false
+            }
+            Claim::Joined(seat) => {
+                inner.observer.joined();
+                self.seat = Some(seat);
+                false
+            }
+            Claim::Led(hash) => {
+                lead.take(stored, hash);
+                self.seat = Some(seat);
+                self.asked = true;
+                true
+            }
+        };
+        // Stale while revalidate: whoever loads it now, this caller does not wait for it.
+        if let Some((vector, past)) = &stale
+            && may_refresh
+            && *past <= inner.stale_while_revalidate
+        {
+            inner.observer.served_stale();
+            self.answer = Some(Ok(vector.clone()));
         }
-        Some(Claim::Full) | None => {
-            let limit = inner.flights.limit();
-            item.answer = Some(Err(ErrorKind::Overloaded { limit }.into()));
-            false
-        }
-        Some(Claim::Joined(seat)) => {
-            inner.observer.joined();
-            item.seat = Some(seat);
-            false
-        }
-        Some(Claim::Led(hash)) => {
-            lead.take(stored, hash);
-            item.seat = Some(seat);
-            item.asked = true;
-            true
-        }
-    };
-    // Stale while revalidate: whoever loads it now, this caller does not wait for it.
-    if let Some((vector, past)) = &stale
-        && may_refresh
-        && *past <= inner.stale_while_revalidate
-    {
-        inner.observer.served_stale();
-        item.answer = Some(Ok(vector.clone()));
+        self.stale = stale;
+        Some(led)
     }
-    item.stale = stale;
-    led
 }
