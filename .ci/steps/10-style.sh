@@ -1,7 +1,7 @@
 # Format, lints, documentation, file lengths.
 set -euo pipefail
-cargo fmt --check
-cargo clippy --all-targets --all-features -- -D warnings
+cargo fmt --all --check
+cargo clippy --workspace --all-targets --all-features -- -D warnings
 cargo clippy --all-targets -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --no-deps --all-features --document-private-items
 

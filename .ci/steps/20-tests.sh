@@ -3,10 +3,11 @@ set -euo pipefail
 command=$(sed -n 's/^\(cargo test\)$/\1/p' README.md | head -n 1)
 [[ -n $command ]] || { echo "README.md names no test command"; exit 1; }
 $command
-for features in --no-default-features "--features serde" --all-features; do
+for features in --no-default-features "--features serde" "--features metrics" "--features tracing"; do
     printf -- '--- cargo test %s\n' "$features"
     # shellcheck disable=SC2086
-    cargo test $features --lib --test contracts --test semantics
-    # shellcheck disable=SC2086
-    cargo test $features --doc
+    cargo test $features --lib --test contracts --test semantics --test keys --test observability
 done
+printf -- '--- cargo test --all-features\n'
+cargo test --all-features --lib --test contracts --test semantics --test keys --test loading --test observability
+cargo test --all-features --doc
