@@ -36,6 +36,9 @@ use clap::Parser;
 use options::{Cli, Command, Options};
 use sample::Samples;
 
+/// Measures a section.
+type Measure = fn(&Options) -> Samples;
+
 fn main() -> Result<(), Box<dyn Error>> {
     let Cli { command, options } = Cli::parse();
     if command == Command::Resident {
@@ -43,7 +46,10 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     fs::create_dir_all(&options.out)?;
-    let sections: [(Command, &str, fn(&Options) -> Samples); 5] = [
+    if command == Command::SampleTrace {
+        return Ok(hit_ratio::write_sample(&options.out)?);
+    }
+    let sections: [(Command, &str, Measure); 5] = [
         (Command::Throughput, "throughput", throughput::measure),
         (Command::Latency, "latency", latency::measure),
         (Command::Memory, "memory", memory::measure),

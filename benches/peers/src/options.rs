@@ -34,6 +34,8 @@ pub(crate) enum Command {
     All,
     /// Measures nothing; makes report, verdicts and plots again.
     Report,
+    /// Writes a small trace, in the format of those that hit-ratio reads, into the output directory.
+    SampleTrace,
     /// Fills one cache in this process and prints what that did to its resident set.
     #[command(hide = true)]
     Resident,

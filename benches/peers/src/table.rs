@@ -56,6 +56,7 @@ pub(crate) fn short(number: f64) -> String {
 /// A number with a suffix for thousands or millions.
 pub(crate) fn rate(number: f64) -> String {
     match number.abs() {
+        0.0 => "0".to_owned(),
         1e6.. => format!("{} M", short(number / 1e6)),
         1e3.. => format!("{} k", short(number / 1e3)),
         _ => short(number),

@@ -54,7 +54,7 @@ impl<K: Key, V: Value> Cache<K, V> for Core<K, V> {
     }
 
     fn put(&self, key: K, value: V) {
-        self.0.insert(key, value).ok().expect(STORED);
+        self.0.insert(key, value).expect(STORED);
     }
 
     fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {

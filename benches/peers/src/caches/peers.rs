@@ -1,6 +1,5 @@
 //! The caches of others that evict.
 
-use std::hash::BuildHasher;
 use std::marker::PhantomData;
 
 use foyer_memory::{CacheEntry, CacheProperties, EvictionConfig, LruConfig, S3FifoConfig};
@@ -213,13 +212,13 @@ impl<K: Key, V: Value> Cache<K, V> for MiniMoka<K, V> {
 }
 
 /// Rounds its capacity up to a power of two, so it may hold up to twice as much as the others.
-pub(crate) struct Scc<K, V>(scc::HashCache<K, V, Hasher>)
-where
-    Hasher: BuildHasher;
+pub(crate) struct Scc<K, V>(scc::HashCache<K, V, Hasher>);
 
 impl<K: Key, V: Value> Scc<K, V> {
     fn new(limits: &Limits) -> Self {
-        Self(scc::HashCache::with_capacity_and_hasher(0, limits.entries, Hasher::default()))
+        // All of it at once: as long as it grows, it evicts although there is room.
+        let (least, most) = (limits.entries, limits.entries);
+        Self(scc::HashCache::with_capacity_and_hasher(least, most, Hasher::default()))
     }
 }
 

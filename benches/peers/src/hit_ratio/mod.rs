@@ -22,6 +22,7 @@ use crate::keys::Key;
 use crate::options::Options;
 use crate::sample::{Cell, Samples};
 use traces::Source;
+pub(crate) use traces::write_sample;
 
 /// In percent of the unique ids.
 const CAPACITIES: [f64; 5] = [0.5, 1.0, 5.0, 10.0, 25.0];

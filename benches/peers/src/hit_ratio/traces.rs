@@ -109,6 +109,15 @@ fn read(path: &Path) -> io::Result<Vec<u32>> {
     Ok(bytes.chunks_exact(4).map(id).collect())
 }
 
+/// Writes a small trace as a file, to see that it is read.
+pub(crate) fn write_sample(directory: &Path) -> io::Result<()> {
+    let size = Size { keys: 2_000, requests: 10_000 };
+    let trace = zipf_and_scans(&mut SmallRng::seed_from_u64(SEED), size);
+    let bytes: Vec<u8> = trace.into_iter().flat_map(u32::to_le_bytes).collect();
+    let file = directory.join(format!("sample{ENDING}"));
+    fs::write(file, zstd::encode_all(&*bytes, 0)?)
+}
+
 /// Ranks from 0 on.
 fn ranks(keys: usize, exponent: f64) -> impl Fn(&mut SmallRng) -> u32 {
     let popularity = Zipf::new(keys.max(1) as f64, exponent).expect("a valid distribution");

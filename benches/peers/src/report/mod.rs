@@ -21,6 +21,9 @@ pub(crate) struct Measured {
     growth: Samples,
 }
 
+/// Writes the tables of a section.
+type Section = fn(&Samples) -> String;
+
 /// Makes plots and `report.md`, and returns the latter's text.
 pub(crate) fn write(out: &Path) -> Result<String, Box<dyn Error>> {
     let read = |name: &str| Samples::read(&out.join(format!("{name}.csv")));
@@ -34,7 +37,7 @@ pub(crate) fn write(out: &Path) -> Result<String, Box<dyn Error>> {
     let mut text = "# embedding-cache beside its peers\n\n".to_owned();
     text += &fs::read_to_string(out.join("machine.md")).unwrap_or_default();
     text += "\nMedians of interleaved rounds; in brackets the least and the greatest.\n\n";
-    let sections: [(&str, &Samples, fn(&Samples) -> String); 5] = [
+    let sections: [(&str, &Samples, Section); 5] = [
         ("Throughput", &measured.throughput, tables::throughput),
         ("Latency", &measured.latency, tables::latency),
         ("Memory", &measured.memory, tables::memory),

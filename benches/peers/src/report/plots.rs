@@ -22,7 +22,13 @@ const ALONE: (u32, u32) = (720, 400);
 const FONT: &str = "sans-serif";
 const INK: RGBColor = RGBColor(51, 51, 51);
 const FAINT: RGBColor = RGBColor(225, 225, 225);
-const OURS: RGBColor = RGBColor(200, 30, 30);
+/// The first is the one that counts; the others are its relatives.
+const OURS: [RGBColor; 4] = [
+    RGBColor(200, 30, 30),
+    RGBColor(235, 130, 110),
+    RGBColor(130, 20, 50),
+    RGBColor(240, 165, 175),
+];
 /// Told apart, but none before the others.
 const MUTED: [RGBColor; 8] = [
     RGBColor(110, 140, 175),
@@ -101,16 +107,9 @@ fn text(size: u32) -> TextStyle<'static> {
 
 /// Colour and width of the lines, by name: the same in all charts of a picture.
 fn styles(names: &[String]) -> Vec<(String, RGBColor, u32)> {
-    let mut muted = MUTED.iter().cycle();
-    let mut shade = 0_u8;
+    let (mut ours, mut muted) = (OURS.iter().cycle(), MUTED.iter().cycle());
     let style = |name: &String| match Side::of(name) {
-        Side::Ours => {
-            // A second one of ours is the same colour, lighter.
-            let colour =
-                RGBColor(OURS.0, OURS.1.saturating_add(shade), OURS.2.saturating_add(shade));
-            shade = shade.saturating_add(90);
-            (name.clone(), colour, 3)
-        }
+        Side::Ours => (name.clone(), *ours.next().expect("endless"), 3),
         Side::Peer => (name.clone(), *muted.next().expect("endless"), 2),
         Side::Reference => (name.clone(), RGBColor(185, 185, 185), 1),
     };

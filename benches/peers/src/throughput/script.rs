@@ -80,7 +80,7 @@ impl<K: TextKey> Material<K> {
             keys: (0..2 * many as u64).map(K::nth).collect(),
             vectors: (0..many as u64).map(vector).collect(),
             few,
-            operations: options.size(1 << 18, 1 << 12),
+            operations: options.size(1 << 17, 1 << 12),
         })
     }
 
