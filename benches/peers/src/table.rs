@@ -63,6 +63,15 @@ pub(crate) fn rate(number: f64) -> String {
     }
 }
 
+/// A round number, as it stands along an axis.
+pub(crate) fn count(number: f64) -> String {
+    match number {
+        1e6.. => format!("{} M", number / 1e6),
+        1e3.. => format!("{} k", number / 1e3),
+        _ => number.to_string(),
+    }
+}
+
 /// Nanoseconds in the unit that suits them.
 pub(crate) fn time(nanoseconds: f64) -> String {
     match nanoseconds {

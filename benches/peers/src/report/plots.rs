@@ -10,7 +10,7 @@ use super::Measured;
 use super::hit_ratio::{Ratios, mean};
 use crate::caches::Side;
 use crate::sample::Samples;
-use crate::table::{rate, short, time};
+use crate::table::{count, rate, short, time};
 
 type Drawn = Result<(), Box<dyn Error>>;
 type Area<'a> = DrawingArea<SVGBackend<'a>, Shift>;
@@ -288,7 +288,7 @@ fn growth(samples: &Samples, title: &str, path: &Path) -> Drawn {
             charts.push(Chart {
                 title: format!("{metric}, {scene}"),
                 along: "",
-                places: ats.iter().map(|&at| rate(at).replace(".00", "")).collect(),
+                places: ats.iter().map(|&at| count(at)).collect(),
                 lines: lines(&figures, &ats),
                 scale: Scale::Logarithmic,
                 show: time,

@@ -5,9 +5,8 @@ use std::fmt::Write;
 use super::targets::best_peer;
 use crate::caches::Side;
 use crate::sample::Samples;
-use crate::table::{Table, rate, short, time};
+use crate::table::{Table, count, rate, short, time};
 
-/// Shorter where a table has a column for each workload.
 fn ours(caches: &[String]) -> Vec<String> {
     caches.iter().filter(|cache| Side::of(cache) == Side::Ours).cloned().collect()
 }
@@ -138,7 +137,7 @@ pub(super) fn growth(samples: &Samples) -> String {
                 }
                 let _ = writeln!(text, "{group}, {scene}, nanoseconds a {metric}\n");
                 let ats = figures.ats();
-                let columns = ats.iter().map(|&at| rate(at).replace(".00", ""));
+                let columns = ats.iter().map(|&at| count(at));
                 let mut table = Table::new([by.to_owned()].into_iter().chain(columns));
                 for cache in figures.caches() {
                     let cost = |&at: &f64| {
