@@ -3,6 +3,8 @@
 //! One thread at a time changes it; nothing here knows of locks, limits, listeners or counters.
 //! Entries that leave are returned, so that the caller can drop them after unlocking.
 
+use std::sync::Arc;
+
 use equivalent::Equivalent;
 
 use crate::error::{ErrorKind, InsertError};
@@ -12,7 +14,9 @@ use super::chunked::{Chunked, SlotId};
 use super::clock::Stamp;
 use super::expiry::{Expiry, Life};
 use super::index::{Index, SlotHash};
-use super::policy::{AnyPolicy, EvictionPolicy, HitNote, Leave, MemoryPressure, Policy, Sizes};
+use super::policy::{
+    AnyPolicy, EvictionPolicy, HitNote, Learner, Leave, MemoryPressure, Policy, Sizes,
+};
 
 /// An entry in its slot. With a 24-byte key and a 16-byte value it is one cache line.
 #[derive(Debug)]
@@ -71,10 +75,20 @@ pub(super) enum Verdict {
 }
 
 /// How the tables of a cache are made.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub(super) policy: EvictionPolicy,
     pub(super) pressure: MemoryPressure,
+    /// What a policy that learns has learned, one for all shards.
+    learner: Option<Arc<Learner>>,
+}
+
+impl Plan {
+    pub(super) fn new(policy: EvictionPolicy, pressure: MemoryPressure, shards: usize) -> Self {
+        let learns = policy == EvictionPolicy::HitDensity;
+        let learner = learns.then(|| Arc::new(Learner::new(shards)));
+        Self { policy, pressure, learner }
+    }
 }
 
 #[derive(Debug)]
@@ -96,14 +110,14 @@ pub(super) struct Table<K, V> {
 }
 
 impl<K, V> Table<K, V> {
-    pub(super) fn new(plan: Plan, generation: u64) -> Self {
+    pub(super) fn new(plan: &Plan, generation: u64) -> Self {
         Self {
-            plan,
+            plan: plan.clone(),
             generation,
             slots: Chunked::default(),
             vacant: SlotId::NONE,
             index: Index::default(),
-            policy: AnyPolicy::new(plan.policy),
+            policy: AnyPolicy::new(plan.policy, plan.learner.as_ref()),
             sizes: (plan.pressure == MemoryPressure::LargestFirst).then(Sizes::default),
             expiry: Expiry::default(),
             held: Amount::default(),
@@ -299,7 +313,7 @@ impl<K, V> Table<K, V> {
     /// Puts an empty table of `generation` in the place of this one, in constant time, and returns
     /// this one.
     pub(super) fn renew(&mut self, generation: u64) -> Self {
-        let new = Self { latest: self.latest, ..Self::new(self.plan, generation) };
+        let new = Self { latest: self.latest, ..Self::new(&self.plan, generation) };
         std::mem::replace(self, new)
     }
 

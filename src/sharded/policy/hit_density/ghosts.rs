@@ -1,0 +1,234 @@
+//! What is remembered of entries that were evicted.
+//!
+//! Two memories, both of hashes and not of keys, so a mistaken one costs a worse place for an entry
+//! and never a wrong answer. [`Ghosts`] remembers nearly all that were last used in the past two
+//! capacities, so that one who comes back goes on with the class it had. [`Sample`] remembers a
+//! fixed number of keys for 16 capacities, so that long waits are seen to their end.
+
+use super::super::super::index::SlotHash;
+use super::learner::{Class, Learner, OLDEST, TICKS};
+
+/// Words looked at for a hash.
+const WAYS: usize = 4;
+
+/// The bucket of a hash, by its upper bits.
+fn bucket<T>(words: &mut [T], hash: SlotHash) -> &mut [T] {
+    let buckets = words.len() / WAYS;
+    let bucket = ((u64::from(hash.0) * buckets as u64) >> 32) as usize;
+    &mut words[bucket * WAYS..][..WAYS]
+}
+
+/// Hash, time of the last use and class of what left, in buckets of four.
+#[derive(Debug, Default)]
+pub(super) struct Ghosts {
+    /// From the top: 16 bits of a hash, 11 of the tick, the class; 0 is empty. The time wraps after
+    /// 16 capacities; who was then not overwritten is mistaken for new once in 16,000 lookups.
+    words: Box<[u32]>,
+    /// How many entries the shard had when the table was made.
+    length: usize,
+}
+
+impl Ghosts {
+    const TIMES: u32 = 1 << 11;
+    /// How long one is remembered, in ticks: two capacities. One costs 0.4 points in replays, eight
+    /// gain 0.1.
+    const MEMORY: u32 = 2 * TICKS;
+
+    fn word(hash: SlotHash, tick: u32, class: Class) -> u32 {
+        // The bucket is chosen by the upper bits.
+        hash.0 << (Self::TIMES.ilog2() + Class::BITS)
+            | (tick % Self::TIMES) << Class::BITS
+            | class.bits()
+    }
+
+    fn age(word: u32, now: u32) -> u32 {
+        now.wrapping_sub(word >> Class::BITS) % Self::TIMES
+    }
+
+    /// Remembers one that was last used at `tick`. The shard holds `length` entries.
+    pub(super) fn remember(
+        &mut self,
+        hash: SlotHash,
+        tick: u32,
+        class: Class,
+        now: u32,
+        length: usize,
+    ) {
+        if now.wrapping_sub(tick) > Self::MEMORY {
+            return;
+        }
+        if length > self.length + self.length / 2 || length < self.length / 4 {
+            self.resize(length);
+        }
+        let words = bucket(&mut self.words, hash);
+        let rank = |way: &usize| match words[*way] {
+            0 => u32::MAX,
+            word => Self::age(word, now),
+        };
+        let oldest = (0..WAYS).max_by_key(rank).unwrap_or(0);
+        // 0 is empty: a word that happens to be 0 is not remembered.
+        words[oldest] = Self::word(hash, tick, class);
+    }
+
+    /// Starts over for another length; zeroed words from the allocator, nothing is moved. Half as
+    /// many again as there are entries: of what was used in the past two capacities some is here
+    /// still, and the oldest give way.
+    fn resize(&mut self, length: usize) {
+        self.length = length.max(2 * WAYS);
+        let words = (self.length + self.length / 2).next_multiple_of(WAYS);
+        self.words = vec![0; words].into_boxed_slice();
+    }
+
+    /// How long ago the key of `hash` was used and the class it had, if that is remembered. It is
+    /// forgotten now.
+    pub(super) fn take(&mut self, hash: SlotHash, now: u32) -> Option<(u32, Class)> {
+        if self.words.is_empty() {
+            return None;
+        }
+        let found = bucket(&mut self.words, hash).iter_mut().find(|word| {
+            **word != 0 && **word >> 16 == hash.0 & 0xFFFF && Self::age(**word, now) <= Self::MEMORY
+        })?;
+        let word = std::mem::take(found);
+        Some((Self::age(word, now), Class::from_bits(word)))
+    }
+}
+
+/// One of the sample that was evicted.
+#[derive(Debug, Clone, Copy)]
+struct Watched {
+    hash: SlotHash,
+    tick: u32,
+    class: Class,
+}
+
+/// The keys whose waits are measured, chosen by their hash, so that all accesses to a key are seen
+/// or none.
+#[derive(Debug, Default)]
+pub(super) struct Sample {
+    gone: Box<[Option<Watched>]>,
+    /// One key in `2^rarity` belongs to the sample.
+    rarity: u32,
+    length: usize,
+    /// The bucket to be looked through next.
+    cursor: usize,
+}
+
+impl Sample {
+    /// The most that are watched after they left, for one shard; 12 KiB.
+    const MOST: usize = 1024;
+
+    pub(super) fn contains(&self, hash: SlotHash) -> bool {
+        // Bits that neither the bucket nor the shard is chosen by.
+        hash.0.wrapping_mul(0x9E37_79B9) & ((1 << self.rarity) - 1) == 0
+    }
+
+    /// Fits the sample to a shard that holds `length` entries.
+    pub(super) fn fit(&mut self, length: usize, learner: &Learner, now: u32) {
+        if length <= self.length + self.length / 2 && length >= self.length / 4 {
+            return;
+        }
+        self.length = length.max(8);
+        // As many leave while one is watched as are inserted in 16 capacities, at most.
+        let all = self.length * (OLDEST / TICKS) as usize;
+        self.rarity = all.div_ceil(Self::MOST).next_power_of_two().ilog2();
+        let watched = all.min(Self::MOST).next_multiple_of(WAYS);
+        let gone = std::mem::replace(&mut self.gone, vec![None; watched].into_boxed_slice());
+        // At most `MOST`, and only when the shard has grown by half.
+        for watched in gone.into_iter().flatten() {
+            learner.left_open(watched.class, now.wrapping_sub(watched.tick));
+        }
+    }
+
+    /// Watches a key of the sample that was evicted. If there is no place, the one who has waited
+    /// longest is given up.
+    pub(super) fn watch(
+        &mut self,
+        hash: SlotHash,
+        tick: u32,
+        class: Class,
+        learner: &Learner,
+        now: u32,
+    ) {
+        if self.gone.is_empty() {
+            return;
+        }
+        self.sweep(learner, now);
+        let bucket = bucket(&mut self.gone, hash);
+        let age = |watched: &Watched| now.wrapping_sub(watched.tick);
+        let place = bucket.iter_mut().max_by_key(|place| place.as_ref().map_or(u32::MAX, age));
+        if let Some(place) = place
+            && let Some(lost) = place.replace(Watched { hash, tick, class })
+        {
+            learner.left_open(lost.class, now.wrapping_sub(lost.tick));
+        }
+    }
+
+    /// Looks through one bucket for those who have waited too long. All are looked through while
+    /// as many leave as there are buckets, well within 16 capacities.
+    fn sweep(&mut self, learner: &Learner, now: u32) {
+        let buckets = self.gone.len() / WAYS;
+        self.cursor = (self.cursor + 1) % buckets;
+        for place in &mut self.gone[self.cursor * WAYS..][..WAYS] {
+            let Some(watched) = *place else { continue };
+            let age = now.wrapping_sub(watched.tick);
+            if age > OLDEST {
+                learner.left_open(watched.class, age);
+                *place = None;
+            }
+        }
+    }
+
+    /// A key of the sample is here again: its wait has ended, if it was watched.
+    pub(super) fn back(&mut self, hash: SlotHash, learner: &Learner, now: u32) {
+        if self.gone.is_empty() {
+            return;
+        }
+        let found = bucket(&mut self.gone, hash)
+            .iter_mut()
+            .find(|place| place.is_some_and(|watched| watched.hash == hash));
+        if let Some(watched) = found.and_then(Option::take) {
+            learner.ended(watched.class, now.wrapping_sub(watched.tick));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(i: u32) -> SlotHash {
+        SlotHash((i + 1).wrapping_mul(0x9E37_79B9) ^ i >> 3)
+    }
+
+    #[test]
+    fn a_ghost_keeps_class_and_time_for_two_capacities() {
+        let mut ghosts = Ghosts::default();
+        let class = Class::NEW.after(200);
+        for i in 0..100 {
+            ghosts.remember(hash(i), 10 * TICKS, class, 10 * TICKS, 100);
+        }
+        let soon = (0..50).filter_map(|i| ghosts.take(hash(i), 11 * TICKS)).collect::<Vec<_>>();
+        assert!(soon.len() >= 45, "{}", soon.len());
+        assert!(soon.iter().all(|&found| found == (TICKS, class)));
+        assert_eq!(ghosts.take(hash(0), 11 * TICKS), None, "taken once");
+        let late = (50..100).filter(|&i| ghosts.take(hash(i), 12 * TICKS + 1).is_some()).count();
+        assert_eq!(late, 0);
+        let mistaken =
+            (200..20_000).filter(|&i| ghosts.take(hash(i), 11 * TICKS).is_some()).count();
+        assert!(mistaken <= 10, "{mistaken}");
+    }
+
+    #[test]
+    fn the_sample_is_bounded_whatever_the_length() {
+        let learner = Learner::new(1);
+        for length in [1, 100, 10_000, 1_000_000] {
+            let mut sample = Sample::default();
+            sample.fit(length, &learner, 0);
+            assert!(sample.gone.len() <= Sample::MOST);
+            let of = 10_000;
+            let watched = (0..of).filter(|&i| sample.contains(hash(i))).count();
+            let wanted = of as usize >> sample.rarity;
+            assert!(watched <= 2 * wanted + 10 && watched >= wanted / 2, "{watched} {wanted}");
+        }
+    }
+}
