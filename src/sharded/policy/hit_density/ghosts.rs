@@ -6,10 +6,12 @@
 //! fixed number of keys for 16 capacities, so that long waits are seen to their end.
 
 use super::super::super::index::SlotHash;
-use super::learner::{Class, Learner, OLDEST, TICKS};
+use super::learner::{Bin, Class, Learner, OLDEST, TICKS};
 
 /// Words looked at for a hash.
 const WAYS: usize = 4;
+/// Buckets of the sample that are looked through in a tick.
+const BITE: usize = 4;
 
 /// The bucket of a hash, by its upper bits.
 fn bucket<T>(words: &mut [T], hash: SlotHash) -> &mut [T] {
@@ -93,87 +95,121 @@ impl Ghosts {
     }
 }
 
-/// One of the sample that was evicted.
-#[derive(Debug, Clone, Copy)]
-struct Watched {
-    hash: SlotHash,
-    tick: u32,
-    class: Class,
-}
-
 /// The keys whose waits are measured, chosen by their hash, so that all accesses to a key are seen
-/// or none.
+/// or none. Of these a part is watched after they were evicted as well; for the others the wait is
+/// cut off then, which the life table allows for.
 #[derive(Debug, Default)]
 pub(super) struct Sample {
-    gone: Box<[Option<Watched>]>,
+    /// Those watched after they left, in buckets of four: from the top 23 bits of the hash, 31 of
+    /// the tick of the last use, the bin up to which the wait was counted, the class; 0 is empty.
+    gone: Box<[u64]>,
     /// One key in `2^rarity` belongs to the sample.
     rarity: u32,
+    /// One key in so many is watched after it left.
+    every: u32,
     length: usize,
     /// The bucket to be looked through next.
     cursor: usize,
 }
 
 impl Sample {
-    /// The most that are watched after they left, for one shard; 12 KiB.
-    const MOST: usize = 1024;
+    /// About as many entries of a shard belong to the sample: all of a small one. A quarter costs
+    /// 0.1 points in replays.
+    const HERE: usize = 512;
+    /// The most that are watched after they left, for one shard: 8 KiB.
+    const GONE: usize = 1024;
+
+    const TICK: u32 = Class::BITS + Bin::BITS;
+    const HASH: u32 = Self::TICK + 31;
+
+    fn word(hash: SlotHash, tick: u32, counted: Bin, class: Class) -> u64 {
+        let low = counted.bits() << Class::BITS | class.bits();
+        u64::from(hash.0) << Self::HASH
+            | u64::from(tick & u32::MAX >> 1) << Self::TICK
+            | u64::from(low)
+    }
+
+    fn age(word: u64, now: u32) -> u32 {
+        now.wrapping_sub((word >> Self::TICK) as u32) & u32::MAX >> 1
+    }
+
+    fn class(word: u64) -> Class {
+        Class::from_bits(word as u32)
+    }
+
+    fn counted(word: u64) -> Bin {
+        Bin::from_bits(word as u32 >> Class::BITS)
+    }
+
+    /// Bits that neither the bucket nor the shard is chosen by.
+    fn lot(hash: SlotHash) -> u32 {
+        hash.0.wrapping_mul(0x9E37_79B9).swap_bytes()
+    }
 
     pub(super) fn contains(&self, hash: SlotHash) -> bool {
-        // Bits that neither the bucket nor the shard is chosen by.
-        hash.0.wrapping_mul(0x9E37_79B9) & ((1 << self.rarity) - 1) == 0
+        Self::lot(hash) & ((1 << self.rarity) - 1) == 0
     }
 
     /// Fits the sample to a shard that holds `length` entries.
-    pub(super) fn fit(&mut self, length: usize, learner: &Learner, now: u32) {
+    pub(super) fn fit(&mut self, length: usize) {
         if length <= self.length + self.length / 2 && length >= self.length / 4 {
             return;
         }
         self.length = length.max(8);
+        self.rarity = self.length.div_ceil(Self::HERE).next_power_of_two().ilog2();
         // As many leave while one is watched as are inserted in 16 capacities, at most.
         let all = self.length * (OLDEST / TICKS) as usize;
-        self.rarity = all.div_ceil(Self::MOST).next_power_of_two().ilog2();
-        let watched = all.min(Self::MOST).next_multiple_of(WAYS);
-        let gone = std::mem::replace(&mut self.gone, vec![None; watched].into_boxed_slice());
-        // At most `MOST`, and only when the shard has grown by half.
-        for watched in gone.into_iter().flatten() {
-            learner.left_open(watched.class, now.wrapping_sub(watched.tick));
-        }
+        self.every = all.div_ceil(Self::GONE).next_power_of_two().ilog2().max(self.rarity);
+        let watched = all.min(Self::GONE).next_multiple_of(WAYS);
+        // Those watched until now are forgotten; so far they have been counted.
+        self.gone = vec![0; watched].into_boxed_slice();
     }
 
-    /// Watches a key of the sample that was evicted. If there is no place, the one who has waited
-    /// longest is given up.
-    pub(super) fn watch(
+    /// An entry of the sample was evicted; it was last used at `tick`. If there is no place, the one
+    /// who has waited longest is given up.
+    pub(super) fn left(
         &mut self,
         hash: SlotHash,
-        tick: u32,
-        class: Class,
+        (tick, class): (u32, Class),
         learner: &Learner,
         now: u32,
     ) {
-        if self.gone.is_empty() {
+        let bin = Bin::of(now.wrapping_sub(tick));
+        learner.cut(class, bin);
+        if self.gone.is_empty() || Self::lot(hash) & ((1 << self.every) - 1) != 0 {
             return;
         }
-        self.sweep(learner, now);
-        let bucket = bucket(&mut self.gone, hash);
-        let age = |watched: &Watched| now.wrapping_sub(watched.tick);
-        let place = bucket.iter_mut().max_by_key(|place| place.as_ref().map_or(u32::MAX, age));
-        if let Some(place) = place
-            && let Some(lost) = place.replace(Watched { hash, tick, class })
-        {
-            learner.left_open(lost.class, now.wrapping_sub(lost.tick));
-        }
+        let words = bucket(&mut self.gone, hash);
+        let rank = |way: &usize| match words[*way] {
+            0 => u32::MAX,
+            word => Self::age(word, now),
+        };
+        let oldest = (0..WAYS).max_by_key(rank).unwrap_or(0);
+        words[oldest] = Self::word(hash, tick, bin, class);
     }
 
-    /// Looks through one bucket for those who have waited too long. All are looked through while
-    /// as many leave as there are buckets, well within 16 capacities.
-    fn sweep(&mut self, learner: &Learner, now: u32) {
+    /// Counts how long some of those watched have waited by now, and gives up who has waited too
+    /// long. Called once a tick, so all are looked at twice in a capacity.
+    pub(super) fn sweep(&mut self, learner: &Learner, now: u32) {
         let buckets = self.gone.len() / WAYS;
-        self.cursor = (self.cursor + 1) % buckets;
-        for place in &mut self.gone[self.cursor * WAYS..][..WAYS] {
-            let Some(watched) = *place else { continue };
-            let age = now.wrapping_sub(watched.tick);
-            if age > OLDEST {
-                learner.left_open(watched.class, age);
-                *place = None;
+        for _ in 0..buckets.min(BITE) {
+            self.cursor = (self.cursor + 1) % buckets;
+            for word in &mut self.gone[self.cursor * WAYS..][..WAYS] {
+                if *word == 0 {
+                    continue;
+                }
+                let (class, counted, age) =
+                    (Self::class(*word), Self::counted(*word), Self::age(*word, now));
+                let bin = Bin::of(age);
+                if bin != counted {
+                    learner.begun(class, counted);
+                    learner.cut(class, bin);
+                    let counted = u64::from((counted.bits() ^ bin.bits()) << Class::BITS);
+                    *word ^= counted;
+                }
+                if age > OLDEST {
+                    *word = 0;
+                }
             }
         }
     }
@@ -183,11 +219,13 @@ impl Sample {
         if self.gone.is_empty() {
             return;
         }
+        let same = u64::from(hash.0) << Self::HASH >> Self::HASH;
         let found = bucket(&mut self.gone, hash)
             .iter_mut()
-            .find(|place| place.is_some_and(|watched| watched.hash == hash));
-        if let Some(watched) = found.and_then(Option::take) {
-            learner.ended(watched.class, now.wrapping_sub(watched.tick));
+            .find(|word| **word != 0 && **word >> Self::HASH == same);
+        if let Some(word) = found.map(std::mem::take) {
+            learner.begun(Self::class(word), Self::counted(word));
+            learner.ended(Self::class(word), Self::age(word, now));
         }
     }
 }
@@ -219,12 +257,22 @@ mod tests {
     }
 
     #[test]
+    fn a_word_of_the_sample_gives_back_what_it_holds() {
+        let class = Class::NEW.after(TICKS);
+        for tick in [0, 1, 1 << 20, (1 << 31) - 1, 1 << 31, u32::MAX - 5] {
+            let word = Sample::word(SlotHash(u32::MAX), tick, Bin::of(OLDEST), class);
+            assert_eq!(Sample::age(word, tick.wrapping_add(77)), 77);
+            assert_eq!((Sample::class(word), Sample::counted(word)), (class, Bin::of(OLDEST)));
+            assert_eq!(word >> Sample::HASH, (1 << (64 - Sample::HASH)) - 1);
+        }
+    }
+
+    #[test]
     fn the_sample_is_bounded_whatever_the_length() {
-        let learner = Learner::new(1);
         for length in [1, 100, 10_000, 1_000_000] {
             let mut sample = Sample::default();
-            sample.fit(length, &learner, 0);
-            assert!(sample.gone.len() <= Sample::MOST);
+            sample.fit(length);
+            assert!(sample.gone.len() <= Sample::GONE);
             let of = 10_000;
             let watched = (0..of).filter(|&i| sample.contains(hash(i))).count();
             let wanted = of as usize >> sample.rarity;

@@ -71,6 +71,11 @@ impl Trace {
         now.wrapping_sub(self.0 >> Self::TICK) & Self::TIMES
     }
 
+    /// The whole tick of the last use, of which the word has the lower bits; and the class.
+    fn last_use(self, now: u32) -> (u32, Class) {
+        (now.wrapping_sub(self.age(now)), self.class())
+    }
+
     #[inline]
     fn is_sampled(self) -> bool {
         self.0 & Self::SAMPLED != 0
@@ -199,9 +204,13 @@ impl Policy for HitDensity {
     fn insert(&mut self, slot: SlotId, hash: SlotHash) {
         self.occupied.insert(slot);
         let length = self.occupied.len();
+        let before = self.clock.tick;
         self.clock.advance(length);
         let now = self.clock.tick;
-        self.sample.fit(length, &self.learner, now);
+        if now != before {
+            self.sample.sweep(&self.learner, now);
+        }
+        self.sample.fit(length);
         let sampled = self.sample.contains(hash);
         if sampled {
             self.sample.back(hash, &self.learner, now);
@@ -248,11 +257,10 @@ impl Policy for HitDensity {
             return;
         }
         let (trace, now) = (self.trace(slot), self.clock.tick);
-        // The whole tick, of which the trace has the lower bits.
-        let used = now.wrapping_sub(trace.age(now));
-        self.ghosts.remember(hash, used, trace.class(), now, length);
+        let (tick, class) = trace.last_use(now);
+        self.ghosts.remember(hash, tick, class, now, length);
         if trace.is_sampled() {
-            self.sample.watch(hash, used, trace.class(), &self.learner, now);
+            self.sample.left(hash, (tick, class), &self.learner, now);
         }
     }
 
