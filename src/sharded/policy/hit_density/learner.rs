@@ -23,7 +23,7 @@
 //!
 //! Whoever inserts, one class at a time ([`step`](Learner::step)): some hundred additions, once in
 //! a 128th of a capacity. In doing so the counts of the class are decayed, so that what is known
-//! follows what is asked for, with a memory of about eight capacities.
+//! follows what is asked for, with a memory of about eight capacities or 4,096 waits.
 //!
 //! # Orderings
 //!
@@ -55,7 +55,8 @@ const ONE: u32 = 256;
 /// A count loses one part in so many when its class is gone through: half is forgotten after some
 /// five capacities.
 const DECAY: i32 = 16;
-/// Waits that must have been seen before the values are learned ones.
+/// Waits that must have ended before the values are learned ones, and between two decays: a small
+/// cache sees few in a capacity, and remembers more capacities (0.2 points in replays).
 const ENOUGH: u32 = 256;
 /// A class is believed as far as it has more observations than this; for the rest the classes of
 /// its frequency stand in, and for those all classes.
@@ -208,8 +209,10 @@ pub(in super::super::super) struct Learner {
     ended: [[Value; BINS]; FREQUENCIES],
     /// The same for all frequencies together.
     all: [Value; BINS],
-    /// How many waits have been counted, up to [`ENOUGH`].
+    /// How many waits have ended since counts were last decayed, up to [`ENOUGH`].
     seen: AtomicU32,
+    /// 0 until enough was seen for the first time; then 2 while this round decays, 1 if not.
+    stage: AtomicU32,
     /// The class whose turn it is.
     turn: AtomicU32,
     shards: u32,
@@ -224,6 +227,7 @@ impl Learner {
             ended: std::array::from_fn(|_| zeros()),
             all: zeros(),
             seen: AtomicU32::new(0),
+            stage: AtomicU32::new(0),
             turn: AtomicU32::new(0),
             shards: shards as u32,
         }
@@ -273,10 +277,18 @@ impl Learner {
     /// Learns the values of one class anew. Bounded: some two hundred
     /// additions, once in a round two thousand.
     pub(super) fn step(&self) {
-        if self.seen.load(Relaxed) < ENOUGH {
-            return;
-        }
         let class = self.turn.load(Relaxed) as usize % CLASSES;
+        if class == 0 {
+            let enough = self.seen.load(Relaxed) >= ENOUGH;
+            match (enough, self.stage.load(Relaxed)) {
+                (false, 0) => return,
+                (false, _) => self.stage.store(1, Relaxed),
+                (true, _) => {
+                    self.stage.store(2, Relaxed);
+                    self.seen.store(0, Relaxed);
+                }
+            }
+        }
         self.turn.store((class as u32 + 1) % CLASSES as u32, Relaxed);
         let frequency = class / INTERVALS;
         if class % INTERVALS == 0 {
@@ -292,7 +304,9 @@ impl Learner {
         for (value, learned) in self.values[class].iter().zip(indices(hazard)) {
             value.set(learned);
         }
-        self.waits[class].decay();
+        if self.stage.load(Relaxed) == 2 {
+            self.waits[class].decay();
+        }
     }
 
     /// Learns anew which part of those at risk ends its wait, over all classes of a frequency; and
@@ -430,6 +444,8 @@ mod tests {
         (0..CLASSES).for_each(|_| learner.step());
         let before = learner.value(Class::NEW, 0);
         for _ in 0..100 {
+            // Enough for a round that decays.
+            (0..ENOUGH).for_each(|_| learner.ended(Class::NEW.after(1), 1));
             (0..20).for_each(|_| learner.cut(Class::NEW, Bin::of(OLDEST)));
             (0..CLASSES).for_each(|_| learner.step());
         }
