@@ -59,7 +59,7 @@ const DECAY: i32 = 16;
 /// cache sees few in a capacity, and remembers more capacities (0.2 points in replays).
 const ENOUGH: u32 = 256;
 /// A class is believed as far as it has more observations than this; for the rest the classes of
-/// its frequency stand in, and for those all classes.
+/// its frequency stand in, and for those a guess.
 const PRIOR: f32 = 8.0;
 
 /// Frequency and length of the wait before: what is known of an entry beside its age.
@@ -136,6 +136,11 @@ fn edge(bin: usize) -> f32 {
     }
 }
 
+/// The age at which a bin ends, in ticks; the last is taken to be half as long as all before.
+fn end(bin: usize) -> f32 {
+    if bin == BINS - 1 { edge(bin) * 1.5 } else { edge(bin + 1) }
+}
+
 /// Counts of waits by bin.
 #[derive(Debug)]
 struct Waits {
@@ -207,8 +212,6 @@ pub(in super::super::super) struct Learner {
     values: Box<[[Value; BINS]]>,
     /// For each frequency, the part of those at risk whose wait ended, by bin.
     ended: [[Value; BINS]; FREQUENCIES],
-    /// The same for all frequencies together.
-    all: [Value; BINS],
     /// How many waits have ended since counts were last decayed, up to [`ENOUGH`].
     seen: AtomicU32,
     /// 0 until enough was seen for the first time; then 2 while this round decays, 1 if not.
@@ -225,7 +228,6 @@ impl Learner {
             waits: (0..CLASSES).map(|_| Waits::default()).collect(),
             values: (0..CLASSES).map(Self::before_learning).collect(),
             ended: std::array::from_fn(|_| zeros()),
-            all: zeros(),
             seen: AtomicU32::new(0),
             stage: AtomicU32::new(0),
             turn: AtomicU32::new(0),
@@ -274,8 +276,8 @@ impl Learner {
         TICKS / 2 / CLASSES as u32 * self.shards
     }
 
-    /// Learns the values of one class anew. Bounded: some two hundred
-    /// additions, once in a round two thousand.
+    /// Learns the values of one class anew. Bounded: five passes over the
+    /// bins at most.
     pub(super) fn step(&self) {
         let class = self.turn.load(Relaxed) as usize % CLASSES;
         if class == 0 {
@@ -309,25 +311,25 @@ impl Learner {
         }
     }
 
-    /// Learns anew which part of those at risk ends its wait, over all classes of a frequency; and
-    /// with the first frequency, over all classes.
+    /// Learns anew which part of those at risk ends its wait, over all classes of a frequency.
     fn pool(&self, frequency: usize) {
-        let table = |classes: &[Waits]| {
-            let mut table = LifeTable::default();
-            classes.iter().for_each(|waits| waits.add_to(&mut table));
-            table
-        };
-        if frequency == 0 {
-            for (part, (ended, at_risk)) in self.all.iter().zip(table(&self.waits)) {
-                part.set(ended / at_risk.max(ended).max(1.0));
-            }
+        let mut row = LifeTable::default();
+        for waits in &self.waits[frequency * INTERVALS..][..INTERVALS] {
+            waits.add_to(&mut row);
         }
-        let row = table(&self.waits[frequency * INTERVALS..][..INTERVALS]);
         for (bin, (ended, at_risk)) in row.into_iter().enumerate() {
-            let part = (ended + PRIOR * self.all[bin].get()) / (at_risk.max(ended) + PRIOR);
+            let part = (ended + PRIOR * unseen(frequency, bin)) / (at_risk.max(ended) + PRIOR);
             self.ended[frequency][bin].set(part);
         }
     }
+}
+
+/// What to expect of those at risk in a bin where nobody has been seen yet: that who has waited
+/// long will wait longer still, and who was used more often, less. Without it what is hot would
+/// count as dead in the first scan that takes longer than anybody has waited before.
+fn unseen(frequency: usize, bin: usize) -> f32 {
+    let part = (frequency + 1) as f32 / FREQUENCIES as f32;
+    part * (end(bin) - edge(bin)) / (end(bin) + TICKS as f32)
 }
 
 /// The Gittins index at the beginning of each bin, from the part of those at risk that ends its
@@ -337,10 +339,9 @@ fn indices(hazard: impl Fn(usize) -> f32) -> [f32; BINS] {
     let mut points = [(0.0, 0.0); BINS + 1];
     let mut waiting = 1.0;
     for bin in 0..BINS {
-        let end = if bin == BINS - 1 { edge(bin) * 1.5 } else { edge(bin + 1) };
         let still = waiting * (1.0 - hazard(bin));
         let (spent, hits) = points[bin];
-        let width = (end - edge(bin)).max(f32::MIN_POSITIVE);
+        let width = (end(bin) - edge(bin)).max(f32::MIN_POSITIVE);
         points[bin + 1] = (spent + (waiting + still) / 2.0 * width + 1e-6, hits + waiting - still);
         waiting = still;
     }
@@ -396,9 +397,8 @@ mod tests {
     fn by_definition(hazard: impl Fn(usize) -> f32, from: usize) -> f32 {
         let (mut waiting, mut spent, mut hits, mut best) = (1.0, 0.0, 0.0, 0.0_f32);
         for bin in from..BINS {
-            let end = if bin == BINS - 1 { edge(bin) * 1.5 } else { edge(bin + 1) };
             let still = waiting * (1.0 - hazard(bin));
-            spent += (waiting + still) / 2.0 * (end - edge(bin));
+            spent += (waiting + still) / 2.0 * (end(bin) - edge(bin));
             hits += waiting - still;
             best = best.max(hits / spent);
             waiting = still;
