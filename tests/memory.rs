@@ -44,7 +44,7 @@ fn builders() -> Vec<(String, Builder)> {
     use {EvictionPolicy::*, MemoryPressure::*};
 
     let mut builders = Vec::new();
-    for policy in [Lru, S3Fifo] {
+    for policy in [Lru, S3Fifo, HitDensity] {
         let builder = || EmbeddingCache::builder().hasher(Hashes::default()).eviction(policy);
         builders.push((format!("{policy:?}"), builder()));
         let all = builder().memory_pressure(LargestFirst).time_to_live(Duration::from_secs(3600));
