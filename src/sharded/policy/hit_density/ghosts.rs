@@ -73,8 +73,8 @@ impl Ghosts {
     }
 
     /// Starts over for another length; zeroed words from the allocator, nothing is moved. Half as
-    /// many again as there are entries: of what was used in the past two capacities some is here
-    /// still, and the oldest give way.
+    /// many again as there are entries: twice that would gain 0.05 points in replays. Where all
+    /// words are taken the oldest gives way.
     fn resize(&mut self, length: usize) {
         self.length = length.max(2 * WAYS);
         let words = (self.length + self.length / 2).next_multiple_of(WAYS);
@@ -116,8 +116,6 @@ impl Sample {
     /// About as many entries of a shard belong to the sample: all of a small one. A quarter costs
     /// 0.1 points in replays.
     const HERE: usize = 512;
-    /// The most that are watched after they left, for one shard: 8 KiB.
-    const GONE: usize = 1024;
 
     const TICK: u32 = Class::BITS + Bin::BITS;
     const HASH: u32 = Self::TICK + 31;
@@ -150,8 +148,8 @@ impl Sample {
         Self::lot(hash) & ((1 << self.rarity) - 1) == 0
     }
 
-    /// Fits the sample to a shard that holds `length` entries.
-    pub(super) fn fit(&mut self, length: usize) {
+    /// Fits the sample to a shard that holds `length` entries and may watch `most` that left.
+    pub(super) fn fit(&mut self, length: usize, most: usize) {
         if length <= self.length + self.length / 2 && length >= self.length / 4 {
             return;
         }
@@ -159,8 +157,8 @@ impl Sample {
         self.rarity = self.length.div_ceil(Self::HERE).next_power_of_two().ilog2();
         // As many leave while one is watched as are inserted in 16 capacities, at most.
         let all = self.length * (OLDEST / TICKS) as usize;
-        self.every = all.div_ceil(Self::GONE).next_power_of_two().ilog2().max(self.rarity);
-        let watched = all.min(Self::GONE).next_multiple_of(WAYS);
+        self.every = all.div_ceil(most).next_power_of_two().ilog2().max(self.rarity);
+        let watched = all.min(most).next_multiple_of(WAYS);
         // Those watched until now are forgotten; so far they have been counted.
         self.gone = vec![0; watched].into_boxed_slice();
     }
@@ -271,8 +269,8 @@ mod tests {
     fn the_sample_is_bounded_whatever_the_length() {
         for length in [1, 100, 10_000, 1_000_000] {
             let mut sample = Sample::default();
-            sample.fit(length);
-            assert!(sample.gone.len() <= Sample::GONE);
+            sample.fit(length, 1024);
+            assert!(sample.gone.len() <= 1024);
             let of = 10_000;
             let watched = (0..of).filter(|&i| sample.contains(hash(i))).count();
             let wanted = of as usize >> sample.rarity;

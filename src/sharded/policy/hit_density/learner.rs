@@ -276,6 +276,12 @@ impl Learner {
         TICKS / 2 / CLASSES as u32 * self.shards
     }
 
+    /// How many a shard may watch after they left: fewer where many shards watch, as they learn
+    /// together.
+    pub(super) fn watched_by_shard(&self) -> usize {
+        (8192 / self.shards as usize).clamp(64, 1024)
+    }
+
     /// Learns the values of one class anew. Bounded: five passes over the
     /// bins at most.
     pub(super) fn step(&self) {
@@ -293,7 +299,7 @@ impl Learner {
         }
         self.turn.store((class as u32 + 1) % CLASSES as u32, Relaxed);
         let frequency = class / INTERVALS;
-        if class % INTERVALS == 0 {
+        if class.is_multiple_of(INTERVALS) {
             self.pool(frequency);
         }
         let mut own = LifeTable::default();

@@ -185,6 +185,12 @@ struct Worst {
 
 impl Worst {
     fn consider(&mut self, new: Rank) {
+        let is_full = self.len == self.ranks.len();
+        let last = if is_full { self.ranks[self.len - 1] } else { None };
+        // Most are better than all that are kept.
+        if last.is_some_and(|last| !new.leaves_before(&last)) {
+            return;
+        }
         let ranks = &self.ranks[..self.len];
         if ranks.iter().flatten().any(|rank| rank.slot == new.slot) {
             return;
@@ -210,7 +216,7 @@ impl Policy for HitDensity {
         if now != before {
             self.sample.sweep(&self.learner, now);
         }
-        self.sample.fit(length);
+        self.sample.fit(length, self.learner.watched_by_shard());
         let sampled = self.sample.contains(hash);
         if sampled {
             self.sample.back(hash, &self.learner, now);
