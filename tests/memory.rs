@@ -77,7 +77,7 @@ fn builders<K: Kind>() -> Vec<(String, Builder<K>)> {
     use {EvictionPolicy::*, MemoryPressure::*};
 
     let mut builders = Vec::new();
-    for policy in [Lru, S3Fifo] {
+    for policy in [Lru, S3Fifo, HitDensity] {
         let builder =
             || EmbeddingCache::builder_for::<K>().hasher(Hashes::default()).eviction(policy);
         builders.push((format!("{}, {policy:?}", K::NAME), builder()));

@@ -9,7 +9,8 @@ use embedding_cache::{
     ShardedCache,
 };
 
-const POLICIES: [EvictionPolicy; 2] = [EvictionPolicy::Lru, EvictionPolicy::S3Fifo];
+const POLICIES: [EvictionPolicy; 3] =
+    [EvictionPolicy::Lru, EvictionPolicy::S3Fifo, EvictionPolicy::HitDensity];
 const PRESSURES: [MemoryPressure; 2] = [MemoryPressure::PolicyOrder, MemoryPressure::LargestFirst];
 
 const OPERATIONS: usize = if cfg!(miri) { 20 } else { 200 };

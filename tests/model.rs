@@ -58,6 +58,21 @@ fn several_shards_with_s3_fifo_choose_only_who_leaves() {
 }
 
 #[test]
+fn one_shard_with_hit_density_chooses_only_who_leaves() {
+    check(&SMALL, EvictionPolicy::HitDensity, &[1]);
+}
+
+#[test]
+fn several_shards_with_hit_density_choose_only_who_leaves() {
+    check(&SMALL, EvictionPolicy::HitDensity, &[2, 4, 16]);
+}
+
+#[test]
+fn hundreds_of_entries_with_hit_density_behave_as_a_few() {
+    check(&LARGE, EvictionPolicy::HitDensity, &[1, 4]);
+}
+
+#[test]
 fn hundreds_of_entries_with_lru_behave_as_a_few() {
     check(&LARGE, EvictionPolicy::Lru, &[1, 4]);
 }

@@ -272,18 +272,18 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
         if shards == 0 || shards > MOST_SHARDS {
             return Err(ErrorKind::ShardCount { shards, limit: MOST_SHARDS }.into());
         }
+        let shards = shards.next_power_of_two();
         Ok(ShardedCache::from_config(
-            shards.next_power_of_two(),
+            shards,
             max_entries,
             self.max_weight.unwrap_or(u64::MAX),
             self.hasher,
             Config {
                 plan: Plan {
-                    policy: self.policy,
-                    pressure: self.pressure,
                     grace: Grace::new(self.grace),
                     jitter,
                     time_to_idle: self.time_to_idle,
+                    ..Plan::new(self.policy, self.pressure, shards)
                 },
                 time_to_live: self.time_to_live,
                 weigher: self.weigher,

@@ -208,7 +208,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
     ) -> Self {
         debug_assert!(shards.is_power_of_two());
         Self {
-            shards: (0..shards).map(|_| Shard::new(config.plan)).collect(),
+            shards: (0..shards).map(|_| Shard::new(&config.plan)).collect(),
             tally: Tally::new(shards),
             hasher,
             budget: Budget::new(Amount { entries: max_entries as u64, weight: max_weight }),

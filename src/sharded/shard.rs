@@ -19,7 +19,7 @@ pub(super) struct Shard<K, V> {
 }
 
 impl<K, V> Shard<K, V> {
-    pub(super) fn new(plan: Plan) -> Self {
+    pub(super) fn new(plan: &Plan) -> Self {
         Self {
             table: RwLock::new(Table::new(plan, 0)),
             counters: Counters::default(),

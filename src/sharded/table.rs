@@ -3,6 +3,7 @@
 //! One thread at a time changes it; nothing here knows of locks, limits, listeners or counters.
 //! Entries that leave are returned, so that the caller can drop them after unlocking.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use equivalent::Equivalent;
@@ -15,7 +16,9 @@ use super::clock::{Grace, Stamp};
 use super::expiry::{Expiry, Jitter, Life};
 use super::idle::Idle;
 use super::index::{Index, SlotHash};
-use super::policy::{AnyPolicy, EvictionPolicy, HitNote, Leave, MemoryPressure, Policy, Sizes};
+use super::policy::{
+    AnyPolicy, EvictionPolicy, HitNote, Learner, Leave, MemoryPressure, Policy, Sizes,
+};
 
 /// An entry in its slot. With a 24-byte key and a 16-byte value it is one cache line.
 #[derive(Debug)]
@@ -75,7 +78,7 @@ pub(super) enum Verdict {
 }
 
 /// How the tables of a cache are made.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(super) struct Plan {
     pub(super) policy: EvictionPolicy,
     pub(super) pressure: MemoryPressure,
@@ -83,6 +86,18 @@ pub(super) struct Plan {
     pub(super) grace: Grace,
     pub(super) jitter: Jitter,
     pub(super) time_to_idle: Option<Duration>,
+    /// What a policy that learns has learned, one for all shards.
+    pub(super) learner: Option<Arc<Learner>>,
+}
+
+impl Plan {
+    /// With nothing but an order of eviction.
+    pub(super) fn new(policy: EvictionPolicy, pressure: MemoryPressure, shards: usize) -> Self {
+        let learns = policy == EvictionPolicy::HitDensity;
+        let learner = learns.then(|| Arc::new(Learner::new(shards)));
+        let (grace, jitter) = (Grace::default(), Jitter::default());
+        Self { policy, pressure, grace, jitter, time_to_idle: None, learner }
+    }
 }
 
 /// What an entry is good for at some moment.
@@ -123,14 +138,14 @@ impl<K, V> Default for Slot<K, V> {
 }
 
 impl<K, V> Table<K, V> {
-    pub(super) fn new(plan: Plan, generation: u64) -> Self {
+    pub(super) fn new(plan: &Plan, generation: u64) -> Self {
         Self {
-            plan,
+            plan: plan.clone(),
             generation,
             slots: Chunked::default(),
             vacant: SlotId::NONE,
             index: Index::default(),
-            policy: AnyPolicy::new(plan.policy),
+            policy: AnyPolicy::new(plan.policy, plan.learner.as_ref()),
             sizes: (plan.pressure == MemoryPressure::LargestFirst).then(Sizes::default),
             expiry: Expiry::new(plan.jitter),
             idle: plan.time_to_idle.map(Idle::new),
@@ -421,7 +436,7 @@ impl<K, V> Table<K, V> {
     /// Puts an empty table of `generation` in the place of this one, in constant time, and returns
     /// this one.
     pub(super) fn renew(&mut self, generation: u64) -> Self {
-        let new = Self { latest: self.latest, ..Self::new(self.plan, generation) };
+        let new = Self { latest: self.latest, ..Self::new(&self.plan, generation) };
         std::mem::replace(self, new)
     }
 

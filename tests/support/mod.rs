@@ -17,7 +17,8 @@ use embedding_cache::{CacheKey, Clock, EvictionPolicy, MemoryPressure, RemovalCa
 pub(crate) const HANG: Duration = Duration::from_secs(20);
 
 /// Every order of eviction.
-pub(crate) const POLICIES: [EvictionPolicy; 2] = [EvictionPolicy::Lru, EvictionPolicy::S3Fifo];
+pub(crate) const POLICIES: [EvictionPolicy; 3] =
+    [EvictionPolicy::Lru, EvictionPolicy::S3Fifo, EvictionPolicy::HitDensity];
 
 /// Every answer to a shortage of weight.
 pub(crate) const PRESSURES: [MemoryPressure; 2] =

@@ -3,16 +3,21 @@
 //! A policy knows slots and hashes, never keys, values, locks or limits. Everything but
 //! [`Policy::hit`] is called under the write lock of the shard.
 
+mod hit_density;
 mod largest;
 mod list;
 mod lru;
 mod s3_fifo;
 
+pub(super) use hit_density::Learner;
 pub(super) use largest::Sizes;
 pub(super) use list::{Links, List};
 
+use std::sync::Arc;
+
 use super::chunked::SlotId;
 use super::index::SlotHash;
+use hit_density::HitDensity;
 use lru::Lru;
 use s3_fifo::S3Fifo;
 
@@ -28,6 +33,13 @@ pub enum EvictionPolicy {
     /// traces, and a hit writes at most one byte.
     #[default]
     S3Fifo,
+    /// Learned hit density, after LHD (Beckmann, Chen, Cidon: *LHD: improving cache hit rate by
+    /// maximizing hit density*, NSDI 2018). The cache measures, on a sample of keys, how long
+    /// entries wait for their next use by how often and after which time they were used before, and
+    /// gives up those that promise the fewest hits for the room they take. It finds out by itself
+    /// whether recency or frequency counts, or that requests go in a loop. A hit writes at most one
+    /// word, and not every time; which entry leaves is partly chance.
+    HitDensity,
     /// Exact least-recently-used, where both get and put count as use. Exact within a shard;
     /// a cache of a few hundred entries has one shard.
     Lru,
@@ -97,6 +109,7 @@ pub(super) trait Policy {
 pub(super) enum AnyPolicy {
     Lru(Lru),
     S3Fifo(S3Fifo),
+    HitDensity(HitDensity),
 }
 
 macro_rules! each {
@@ -104,15 +117,21 @@ macro_rules! each {
         match $self {
             Self::Lru($policy) => $call,
             Self::S3Fifo($policy) => $call,
+            Self::HitDensity($policy) => $call,
         }
     };
 }
 
 impl AnyPolicy {
-    pub(super) fn new(policy: EvictionPolicy) -> Self {
+    /// `learner` is what the shards of a cache learn together.
+    pub(super) fn new(policy: EvictionPolicy, learner: Option<&Arc<Learner>>) -> Self {
         match policy {
             EvictionPolicy::Lru => Self::Lru(Lru::default()),
             EvictionPolicy::S3Fifo => Self::S3Fifo(S3Fifo::default()),
+            EvictionPolicy::HitDensity => {
+                let learner = learner.map_or_else(|| Arc::new(Learner::new(1)), Arc::clone);
+                Self::HitDensity(HitDensity::new(learner))
+            }
         }
     }
 }

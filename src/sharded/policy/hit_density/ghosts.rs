@@ -1,0 +1,280 @@
+//! What is remembered of entries that were evicted.
+//!
+//! Two memories, both of hashes and not of keys, so a mistaken one costs a worse place for an entry
+//! and never a wrong answer. [`Ghosts`] remembers most of those last used in the past four
+//! capacities, so that one who comes back goes on with the class it had. [`Sample`] remembers a
+//! fixed number of keys for 16 capacities, so that long waits are seen to their end.
+
+use super::super::super::index::SlotHash;
+use super::learner::{Bin, Class, Learner, OLDEST, TICKS};
+
+/// Words looked at for a hash.
+const WAYS: usize = 4;
+/// Buckets of the sample that are looked through in a tick.
+const BITE: usize = 4;
+
+/// The bucket of a hash, by its upper bits.
+fn bucket<T>(words: &mut [T], hash: SlotHash) -> &mut [T] {
+    let buckets = words.len() / WAYS;
+    let bucket = ((u64::from(hash.0) * buckets as u64) >> 32) as usize;
+    &mut words[bucket * WAYS..][..WAYS]
+}
+
+/// Hash, time of the last use and class of what left, in buckets of four.
+#[derive(Debug, Default)]
+pub(super) struct Ghosts {
+    /// From the top: 16 bits of a hash, 11 of the tick, the class; 0 is empty. The time wraps after
+    /// 16 capacities; who was then not overwritten is mistaken for new once in 16,000 lookups.
+    words: Box<[u32]>,
+    /// How many entries the shard had when the table was made.
+    length: usize,
+}
+
+impl Ghosts {
+    const TIMES: u32 = 1 << 11;
+    /// How long one is remembered, in ticks: four capacities, where there is room. Two cost 0.15
+    /// points in replays.
+    const MEMORY: u32 = 4 * TICKS;
+
+    fn word(hash: SlotHash, tick: u32, class: Class) -> u32 {
+        // The bucket is chosen by the upper bits.
+        hash.0 << (Self::TIMES.ilog2() + Class::BITS)
+            | (tick % Self::TIMES) << Class::BITS
+            | class.bits()
+    }
+
+    fn age(word: u32, now: u32) -> u32 {
+        now.wrapping_sub(word >> Class::BITS) % Self::TIMES
+    }
+
+    /// Remembers one that was last used at `tick`. The shard holds `length` entries.
+    pub(super) fn remember(
+        &mut self,
+        hash: SlotHash,
+        tick: u32,
+        class: Class,
+        now: u32,
+        length: usize,
+    ) {
+        if now.wrapping_sub(tick) > Self::MEMORY {
+            return;
+        }
+        if length > self.length + self.length / 2 || length < self.length / 4 {
+            self.resize(length);
+        }
+        let words = bucket(&mut self.words, hash);
+        let rank = |way: &usize| match words[*way] {
+            0 => u32::MAX,
+            word => Self::age(word, now),
+        };
+        let oldest = (0..WAYS).max_by_key(rank).unwrap_or(0);
+        // 0 is empty: a word that happens to be 0 is not remembered.
+        words[oldest] = Self::word(hash, tick, class);
+    }
+
+    /// Starts over for another length; zeroed words from the allocator, nothing is moved. Half as
+    /// many again as there are entries: twice that would gain 0.05 points in replays. Where all
+    /// words are taken the oldest gives way.
+    fn resize(&mut self, length: usize) {
+        self.length = length.max(2 * WAYS);
+        let words = (self.length + self.length / 2).next_multiple_of(WAYS);
+        self.words = vec![0; words].into_boxed_slice();
+    }
+
+    /// How long ago the key of `hash` was used and the class it had, if that is remembered. It is
+    /// forgotten now.
+    pub(super) fn take(&mut self, hash: SlotHash, now: u32) -> Option<(u32, Class)> {
+        if self.words.is_empty() {
+            return None;
+        }
+        let found = bucket(&mut self.words, hash).iter_mut().find(|word| {
+            **word != 0 && **word >> 16 == hash.0 & 0xFFFF && Self::age(**word, now) <= Self::MEMORY
+        })?;
+        let word = std::mem::take(found);
+        Some((Self::age(word, now), Class::from_bits(word)))
+    }
+}
+
+/// The keys whose waits are measured, chosen by their hash, so that all accesses to a key are seen
+/// or none. Of these a part is watched after they were evicted as well; for the others the wait is
+/// cut off then, which the life table allows for.
+#[derive(Debug, Default)]
+pub(super) struct Sample {
+    /// Those watched after they left, in buckets of four: from the top 23 bits of the hash, 31 of
+    /// the tick of the last use, the bin up to which the wait was counted, the class; 0 is empty.
+    gone: Box<[u64]>,
+    /// One key in `2^rarity` belongs to the sample.
+    rarity: u32,
+    /// One key in so many is watched after it left.
+    every: u32,
+    length: usize,
+    /// The bucket to be looked through next.
+    cursor: usize,
+}
+
+impl Sample {
+    /// About as many entries of a shard belong to the sample: all of a small one. A quarter costs
+    /// 0.1 points in replays.
+    const HERE: usize = 512;
+
+    const TICK: u32 = Class::BITS + Bin::BITS;
+    const HASH: u32 = Self::TICK + 31;
+
+    fn word(hash: SlotHash, tick: u32, counted: Bin, class: Class) -> u64 {
+        let low = counted.bits() << Class::BITS | class.bits();
+        u64::from(hash.0) << Self::HASH
+            | u64::from(tick & u32::MAX >> 1) << Self::TICK
+            | u64::from(low)
+    }
+
+    fn age(word: u64, now: u32) -> u32 {
+        now.wrapping_sub((word >> Self::TICK) as u32) & u32::MAX >> 1
+    }
+
+    fn class(word: u64) -> Class {
+        Class::from_bits(word as u32)
+    }
+
+    fn counted(word: u64) -> Bin {
+        Bin::from_bits(word as u32 >> Class::BITS)
+    }
+
+    /// Bits that neither the bucket nor the shard is chosen by.
+    fn lot(hash: SlotHash) -> u32 {
+        hash.0.wrapping_mul(0x9E37_79B9).swap_bytes()
+    }
+
+    pub(super) fn contains(&self, hash: SlotHash) -> bool {
+        Self::lot(hash) & ((1 << self.rarity) - 1) == 0
+    }
+
+    /// Fits the sample to a shard that holds `length` entries and may watch `most` that left.
+    pub(super) fn fit(&mut self, length: usize, most: usize) {
+        if length <= self.length + self.length / 2 && length >= self.length / 4 {
+            return;
+        }
+        self.length = length.max(8);
+        self.rarity = self.length.div_ceil(Self::HERE).next_power_of_two().ilog2();
+        // As many leave while one is watched as are inserted in 16 capacities, at most.
+        let all = self.length * (OLDEST / TICKS) as usize;
+        self.every = all.div_ceil(most).next_power_of_two().ilog2().max(self.rarity);
+        let watched = all.min(most).next_multiple_of(WAYS);
+        // Those watched until now are forgotten; so far they have been counted.
+        self.gone = vec![0; watched].into_boxed_slice();
+    }
+
+    /// An entry of the sample was evicted; it was last used at `tick`. If there is no place, the one
+    /// who has waited longest is given up.
+    pub(super) fn left(
+        &mut self,
+        hash: SlotHash,
+        (tick, class): (u32, Class),
+        learner: &Learner,
+        now: u32,
+    ) {
+        let bin = Bin::of(now.wrapping_sub(tick));
+        learner.cut(class, bin);
+        if self.gone.is_empty() || Self::lot(hash) & ((1 << self.every) - 1) != 0 {
+            return;
+        }
+        let words = bucket(&mut self.gone, hash);
+        let rank = |way: &usize| match words[*way] {
+            0 => u32::MAX,
+            word => Self::age(word, now),
+        };
+        let oldest = (0..WAYS).max_by_key(rank).unwrap_or(0);
+        words[oldest] = Self::word(hash, tick, bin, class);
+    }
+
+    /// Counts how long some of those watched have waited by now, and gives up who has waited too
+    /// long. Called once a tick, so all are looked at twice in a capacity.
+    pub(super) fn sweep(&mut self, learner: &Learner, now: u32) {
+        let buckets = self.gone.len() / WAYS;
+        for _ in 0..buckets.min(BITE) {
+            self.cursor = (self.cursor + 1) % buckets;
+            for word in &mut self.gone[self.cursor * WAYS..][..WAYS] {
+                if *word == 0 {
+                    continue;
+                }
+                let (class, counted, age) =
+                    (Self::class(*word), Self::counted(*word), Self::age(*word, now));
+                let bin = Bin::of(age);
+                if bin != counted {
+                    learner.begun(class, counted);
+                    learner.cut(class, bin);
+                    let counted = u64::from((counted.bits() ^ bin.bits()) << Class::BITS);
+                    *word ^= counted;
+                }
+                if age > OLDEST {
+                    *word = 0;
+                }
+            }
+        }
+    }
+
+    /// A key of the sample is here again: its wait has ended, if it was watched.
+    pub(super) fn back(&mut self, hash: SlotHash, learner: &Learner, now: u32) {
+        if self.gone.is_empty() {
+            return;
+        }
+        let same = u64::from(hash.0) << Self::HASH >> Self::HASH;
+        let found = bucket(&mut self.gone, hash)
+            .iter_mut()
+            .find(|word| **word != 0 && **word >> Self::HASH == same);
+        if let Some(word) = found.map(std::mem::take) {
+            learner.begun(Self::class(word), Self::counted(word));
+            learner.ended(Self::class(word), Self::age(word, now));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hash(i: u32) -> SlotHash {
+        SlotHash((i + 1).wrapping_mul(0x9E37_79B9) ^ i >> 3)
+    }
+
+    #[test]
+    fn a_ghost_keeps_class_and_time_for_four_capacities() {
+        let mut ghosts = Ghosts::default();
+        let class = Class::NEW.after(200);
+        for i in 0..100 {
+            ghosts.remember(hash(i), 10 * TICKS, class, 10 * TICKS, 100);
+        }
+        let soon = (0..50).filter_map(|i| ghosts.take(hash(i), 11 * TICKS)).collect::<Vec<_>>();
+        assert!(soon.len() >= 45, "{}", soon.len());
+        assert!(soon.iter().all(|&found| found == (TICKS, class)));
+        assert_eq!(ghosts.take(hash(0), 11 * TICKS), None, "taken once");
+        let late = (50..100).filter(|&i| ghosts.take(hash(i), 14 * TICKS + 1).is_some()).count();
+        assert_eq!(late, 0);
+        let mistaken =
+            (200..20_000).filter(|&i| ghosts.take(hash(i), 11 * TICKS).is_some()).count();
+        assert!(mistaken <= 10, "{mistaken}");
+    }
+
+    #[test]
+    fn a_word_of_the_sample_gives_back_what_it_holds() {
+        let class = Class::NEW.after(TICKS);
+        for tick in [0, 1, 1 << 20, (1 << 31) - 1, 1 << 31, u32::MAX - 5] {
+            let word = Sample::word(SlotHash(u32::MAX), tick, Bin::of(OLDEST), class);
+            assert_eq!(Sample::age(word, tick.wrapping_add(77)), 77);
+            assert_eq!((Sample::class(word), Sample::counted(word)), (class, Bin::of(OLDEST)));
+            assert_eq!(word >> Sample::HASH, (1 << (64 - Sample::HASH)) - 1);
+        }
+    }
+
+    #[test]
+    fn the_sample_is_bounded_whatever_the_length() {
+        for length in [1, 100, 10_000, 1_000_000] {
+            let mut sample = Sample::default();
+            sample.fit(length, 1024);
+            assert!(sample.gone.len() <= 1024);
+            let of = 10_000;
+            let watched = (0..of).filter(|&i| sample.contains(hash(i))).count();
+            let wanted = of as usize >> sample.rarity;
+            assert!(watched <= 2 * wanted + 10 && watched >= wanted / 2, "{watched} {wanted}");
+        }
+    }
+}

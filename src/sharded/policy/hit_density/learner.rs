@@ -1,0 +1,460 @@
+//! What the cache knows of re-use, for all shards together: counts, and the values made of them.
+//!
+//! # What is counted
+//!
+//! A key of the sample ([`Ghosts`](super::ghosts::Sample)) waits, from each access to the next. How
+//! long is counted by its class and in bins of age, and in stretches: one **ends** if the next access
+//! came, or is cut off, when the entry is evicted and whenever the ghost is looked at; where it is
+//! cut the next one begins. That is what a life table is made of: of those that were there at an
+//! age, the part whose wait ended there (Kaplan and Meier 1958, in its actuarial form). That the
+//! cache evicts does not disturb it, as a ghost waits on; and those who have not come back yet count
+//! from the beginning, not only when their time is over (0.3 points in replays).
+//!
+//! # What is made of it
+//!
+//! For a class, let `H(t)` be the probability of a re-use up to age `t` and `S(t)` the expected time
+//! spent waiting up to then, both from the life table. An entry of age `a` that is kept until age
+//! `t` brings `H(t) - H(a)` hits for `S(t) - S(a)` of a slot's time (the probability to have come to
+//! `a` is in both and cancels). Its value is the best ratio over all `t`: the Gittins index. On the
+//! curve of the points `(S, H)` that is the steepest line from the point of `a` to one right of it,
+//! so all bins of a class are done in one go from the right, keeping the upper hull.
+//!
+//! # Who does it
+//!
+//! Whoever inserts, one class at a time ([`step`](Learner::step)): some hundred additions, once in
+//! a 128th of a capacity. In doing so the counts of the class are decayed, so that what is known
+//! follows what is asked for, with a memory of about eight capacities or 4,096 waits.
+//!
+//! # Orderings
+//!
+//! All relaxed: counts and values are estimates, each stands for itself, and no decision is wrong
+//! for a value that another thread has just replaced. A count is a load and a store, not a
+//! read-modify-write; when two shards meet in one cell a count is lost, one of thousands.
+
+// Not through `sync`: nothing is promised about the order of these accesses, and a scheduling
+// point at each would only make the explorations of shuttle longer.
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// Ticks in a capacity: the time in which as many entries are inserted as the shard holds.
+pub(super) const TICKS: u32 = 128;
+/// Ages beyond this, in ticks, are all alike: 16 capacities. To wait longer is worth almost
+/// nothing, and with half of it loops and slow re-use were seen too late (0.3 points in replays).
+pub(super) const OLDEST: u32 = 16 * TICKS;
+/// Two bins for each doubling of the age, from a tick to [`OLDEST`]; with one, 0.3 points are lost.
+const BINS: usize = 24;
+/// How often an entry was used, up to 7.
+const FREQUENCIES: usize = 8;
+/// How long the wait before the last access was: none, up to a quarter of a capacity, up to a whole
+/// one, longer. Twice as many make no difference in replays.
+const INTERVALS: usize = 4;
+const SHORT: u32 = TICKS / 4;
+const CLASSES: usize = FREQUENCIES * INTERVALS;
+
+/// Counts are kept in these parts of one, so that decay can take less than one.
+const ONE: u32 = 256;
+/// A count loses one part in so many when its class is gone through: half is forgotten after some
+/// five capacities.
+const DECAY: i32 = 16;
+/// Waits that must have ended before the values are learned ones, and between two decays: a small
+/// cache sees few in a capacity, and remembers more capacities (0.2 points in replays).
+const ENOUGH: u32 = 256;
+/// A class is believed as far as it has more observations than this; for the rest the classes of
+/// its frequency stand in, and for those a guess.
+const PRIOR: f32 = 8.0;
+
+/// Frequency and length of the wait before: what is known of an entry beside its age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Class(u8);
+
+impl Class {
+    /// Never used again so far, as far as is remembered.
+    pub(super) const NEW: Self = Self(0);
+
+    pub(super) const BITS: u32 = CLASSES.ilog2();
+
+    pub(super) fn from_bits(bits: u32) -> Self {
+        Self(bits as u8 & (CLASSES - 1) as u8)
+    }
+
+    pub(super) fn bits(self) -> u32 {
+        u32::from(self.0)
+    }
+
+    /// The class after a wait of `age` ticks ended in an access.
+    #[inline]
+    pub(super) fn after(self, age: u32) -> Self {
+        let frequency = (self.0 as usize / INTERVALS + 1).min(FREQUENCIES - 1);
+        let interval = match age {
+            0..SHORT => 1,
+            SHORT..TICKS => 2,
+            _ => 3,
+        };
+        Self((frequency * INTERVALS + interval) as u8)
+    }
+}
+
+/// The bin of an age.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Bin(u8);
+
+impl Bin {
+    pub(super) const BITS: u32 = 5;
+
+    /// That of an age in ticks.
+    #[inline]
+    pub(super) fn of(age: u32) -> Self {
+        Self(bin(age) as u8)
+    }
+
+    pub(super) fn from_bits(bits: u32) -> Self {
+        Self((bits as u8 & ((1 << Self::BITS) - 1)).min(BINS as u8 - 1))
+    }
+
+    pub(super) fn bits(self) -> u32 {
+        u32::from(self.0)
+    }
+}
+
+/// The bin of an age in ticks.
+#[inline]
+fn bin(age: u32) -> usize {
+    match age.checked_ilog2() {
+        None => 0,
+        // The doubling, and in which half of it.
+        Some(octave) => {
+            let upper = if octave == 0 { 0 } else { age >> (octave - 1) & 1 };
+            (1 + 2 * octave + upper).min(BINS as u32 - 1) as usize
+        }
+    }
+}
+
+/// The age at which a bin begins, in ticks.
+fn edge(bin: usize) -> f32 {
+    match bin.checked_sub(1) {
+        None => 0.0,
+        Some(bin) => (1 << (bin / 2)) as f32 * if bin % 2 == 0 { 1.0 } else { 1.5 },
+    }
+}
+
+/// The age at which a bin ends, in ticks; the last is taken to be half as long as all before.
+fn end(bin: usize) -> f32 {
+    if bin == BINS - 1 { edge(bin) * 1.5 } else { edge(bin + 1) }
+}
+
+/// Counts of waits by bin.
+#[derive(Debug)]
+struct Waits {
+    ended: [AtomicU32; BINS],
+    /// Stretches cut off here, less those that began here; as an `i32`.
+    cut: [AtomicU32; BINS],
+}
+
+impl Default for Waits {
+    fn default() -> Self {
+        let zeros = || std::array::from_fn(|_| AtomicU32::new(0));
+        Self { ended: zeros(), cut: zeros() }
+    }
+}
+
+/// For each bin: the waits that ended in it, and those that were at risk to.
+type LifeTable = [(f32, f32); BINS];
+
+impl Waits {
+    fn add_to(&self, table: &mut LifeTable) {
+        let mut later = 0.0;
+        for (bin, (ended, at_risk)) in table.iter_mut().enumerate().rev() {
+            let ends = self.ended[bin].load(Relaxed) as f32 / ONE as f32;
+            let cut = self.cut[bin].load(Relaxed) as i32 as f32 / ONE as f32;
+            *ended += ends;
+            // Those that were cut off or began here were there for half the bin, on average.
+            *at_risk += later + ends + cut / 2.0;
+            later += ends + cut;
+        }
+    }
+
+    fn decay(&self) {
+        for count in self.ended.iter().chain(&self.cut) {
+            let seen = count.load(Relaxed) as i32;
+            if seen != 0 {
+                count.store((seen - seen / DECAY) as u32, Relaxed);
+            }
+        }
+    }
+}
+
+/// A number that is replaced as a whole.
+#[derive(Debug)]
+struct Value(AtomicU32);
+
+impl Value {
+    #[inline]
+    fn get(&self) -> f32 {
+        f32::from_bits(self.0.load(Relaxed))
+    }
+
+    fn set(&self, value: f32) {
+        self.0.store(value.to_bits(), Relaxed);
+    }
+}
+
+/// Not a read-modify-write; see the module.
+#[inline]
+fn add(count: &AtomicU32, what: u32) {
+    count.store(count.load(Relaxed).wrapping_add(what), Relaxed);
+}
+
+/// One for all shards of a cache: they see the same kind of requests, and learn faster together.
+#[derive(Debug)]
+pub(in super::super::super) struct Learner {
+    waits: Box<[Waits]>,
+    /// The value of each class at the beginning of each bin. Interpolating gains nothing: what is
+    /// equal leaves in the order of age.
+    values: Box<[[Value; BINS]]>,
+    /// For each frequency, the part of those at risk whose wait ended, by bin.
+    ended: [[Value; BINS]; FREQUENCIES],
+    /// How many waits have ended since counts were last decayed, up to [`ENOUGH`].
+    seen: AtomicU32,
+    /// 0 until enough was seen for the first time; then 2 while this round decays, 1 if not.
+    stage: AtomicU32,
+    /// The class whose turn it is.
+    turn: AtomicU32,
+    shards: u32,
+}
+
+impl Learner {
+    pub(in super::super::super) fn new(shards: usize) -> Self {
+        let zeros = || std::array::from_fn(|_| Value(AtomicU32::new(0)));
+        Self {
+            waits: (0..CLASSES).map(|_| Waits::default()).collect(),
+            values: (0..CLASSES).map(Self::before_learning).collect(),
+            ended: std::array::from_fn(|_| zeros()),
+            seen: AtomicU32::new(0),
+            stage: AtomicU32::new(0),
+            turn: AtomicU32::new(0),
+            shards: shards as u32,
+        }
+    }
+
+    /// Frequency over age, where nothing is known yet.
+    fn before_learning(class: usize) -> [Value; BINS] {
+        let uses = (class / INTERVALS + 1) as f32;
+        std::array::from_fn(|bin| {
+            let value = uses / (edge(bin) + TICKS as f32);
+            Value(AtomicU32::new(value.to_bits()))
+        })
+    }
+
+    /// Counts a wait, or its last stretch, that an access ended.
+    #[inline]
+    pub(super) fn ended(&self, class: Class, age: u32) {
+        add(&self.waits[class.0 as usize].ended[bin(age)], ONE);
+        let seen = self.seen.load(Relaxed);
+        if seen < ENOUGH {
+            self.seen.store(seen + 1, Relaxed);
+        }
+    }
+
+    /// Cuts off a wait.
+    pub(super) fn cut(&self, class: Class, bin: Bin) {
+        add(&self.waits[class.0 as usize].cut[bin.0 as usize], ONE);
+    }
+
+    /// A wait that was cut off in this bin goes on.
+    pub(super) fn begun(&self, class: Class, bin: Bin) {
+        add(&self.waits[class.0 as usize].cut[bin.0 as usize], ONE.wrapping_neg());
+    }
+
+    /// What it is worth to keep an entry of this class and age: hits for a tick of a slot's time.
+    #[inline]
+    pub(super) fn value(&self, class: Class, age: u32) -> f32 {
+        self.values[class.0 as usize][bin(age)].get()
+    }
+
+    /// After how many ticks a shard takes a [`step`](Self::step): all classes are learned anew
+    /// twice in a capacity, by all shards together.
+    pub(super) fn pace(&self) -> u32 {
+        TICKS / 2 / CLASSES as u32 * self.shards
+    }
+
+    /// How many a shard may watch after they left: fewer where many shards watch, as they learn
+    /// together.
+    pub(super) fn watched_by_shard(&self) -> usize {
+        (8192 / self.shards as usize).clamp(64, 1024)
+    }
+
+    /// Learns the values of one class anew. Bounded: five passes over the
+    /// bins at most.
+    pub(super) fn step(&self) {
+        let class = self.turn.load(Relaxed) as usize % CLASSES;
+        if class == 0 {
+            let enough = self.seen.load(Relaxed) >= ENOUGH;
+            match (enough, self.stage.load(Relaxed)) {
+                (false, 0) => return,
+                (false, _) => self.stage.store(1, Relaxed),
+                (true, _) => {
+                    self.stage.store(2, Relaxed);
+                    self.seen.store(0, Relaxed);
+                }
+            }
+        }
+        self.turn.store((class as u32 + 1) % CLASSES as u32, Relaxed);
+        let frequency = class / INTERVALS;
+        if class.is_multiple_of(INTERVALS) {
+            self.pool(frequency);
+        }
+        let mut own = LifeTable::default();
+        self.waits[class].add_to(&mut own);
+        let hazard = |bin: usize| {
+            let (ended, at_risk) = own[bin];
+            ((ended + PRIOR * self.ended[frequency][bin].get()) / (at_risk.max(ended) + PRIOR))
+                .min(1.0)
+        };
+        for (value, learned) in self.values[class].iter().zip(indices(hazard)) {
+            value.set(learned);
+        }
+        if self.stage.load(Relaxed) == 2 {
+            self.waits[class].decay();
+        }
+    }
+
+    /// Learns anew which part of those at risk ends its wait, over all classes of a frequency.
+    fn pool(&self, frequency: usize) {
+        let mut row = LifeTable::default();
+        for waits in &self.waits[frequency * INTERVALS..][..INTERVALS] {
+            waits.add_to(&mut row);
+        }
+        for (bin, (ended, at_risk)) in row.into_iter().enumerate() {
+            let part = (ended + PRIOR * unseen(frequency, bin)) / (at_risk.max(ended) + PRIOR);
+            self.ended[frequency][bin].set(part);
+        }
+    }
+}
+
+/// What to expect of those at risk in a bin where nobody has been seen yet: that who has waited
+/// long will wait longer still, and who was used more often, less. Without it what is hot would
+/// count as dead in the first scan that takes longer than anybody has waited before.
+fn unseen(frequency: usize, bin: usize) -> f32 {
+    let part = (frequency + 1) as f32 / FREQUENCIES as f32;
+    part * (end(bin) - edge(bin)) / (end(bin) + TICKS as f32)
+}
+
+/// The Gittins index at the beginning of each bin, from the part of those at risk that ends its
+/// wait in it.
+fn indices(hazard: impl Fn(usize) -> f32) -> [f32; BINS] {
+    // The curve: time spent waiting, and hits, up to the beginning of each bin.
+    let mut points = [(0.0, 0.0); BINS + 1];
+    let mut waiting = 1.0;
+    for bin in 0..BINS {
+        let still = waiting * (1.0 - hazard(bin));
+        let (spent, hits) = points[bin];
+        let width = (end(bin) - edge(bin)).max(f32::MIN_POSITIVE);
+        points[bin + 1] = (spent + (waiting + still) / 2.0 * width + 1e-6, hits + waiting - still);
+        waiting = still;
+    }
+    let slope = |from: usize, to: usize| {
+        (points[to].1 - points[from].1) / (points[to].0 - points[from].0).max(f32::MIN_POSITIVE)
+    };
+    // The upper hull of the points to the right; its last corner is the nearest.
+    let mut hull = [BINS; BINS + 1];
+    let mut corners = 1;
+    let mut indices = [0.0; BINS];
+    for bin in (0..BINS).rev() {
+        while corners > 1 && slope(bin, hull[corners - 1]) <= slope(bin, hull[corners - 2]) {
+            corners -= 1;
+        }
+        indices[bin] = slope(bin, hull[corners - 1]);
+        hull[corners] = bin;
+        corners += 1;
+    }
+    indices
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bins_follow_one_another_and_hold_their_ages() {
+        let mut last = 0;
+        for age in 0..3 * OLDEST {
+            let bin = bin(age);
+            assert!(bin >= last && edge(bin) <= age as f32, "{age} in {bin}");
+            assert!(bin == BINS - 1 || (age as f32) < edge(bin + 1), "{age} in {bin}");
+            last = bin;
+        }
+        assert_eq!((last, bin(OLDEST), bin(OLDEST - 1)), (BINS - 1, BINS - 1, BINS - 2));
+    }
+
+    #[test]
+    fn a_class_counts_uses_and_knows_the_last_wait() {
+        let mut class = Class::NEW;
+        for uses in 1..20 {
+            class = class.after(TICKS);
+            assert_eq!(class.0 as usize / INTERVALS, uses.min(FREQUENCIES - 1));
+            assert_eq!(Class::from_bits(class.bits()), class);
+        }
+        let intervals: Vec<_> = [0, 31, 32, 127, 128, u32::MAX]
+            .map(|age| Class::NEW.after(age).0 as usize % INTERVALS)
+            .into();
+        assert_eq!(intervals, [1, 1, 2, 2, 3, 3]);
+    }
+
+    /// The definition, horizon by horizon.
+    fn by_definition(hazard: impl Fn(usize) -> f32, from: usize) -> f32 {
+        let (mut waiting, mut spent, mut hits, mut best) = (1.0, 0.0, 0.0, 0.0_f32);
+        for bin in from..BINS {
+            let still = waiting * (1.0 - hazard(bin));
+            spent += (waiting + still) / 2.0 * (end(bin) - edge(bin));
+            hits += waiting - still;
+            best = best.max(hits / spent);
+            waiting = still;
+        }
+        best
+    }
+
+    #[test]
+    fn the_hull_finds_the_best_horizon() {
+        let mut state = 7u32;
+        for _ in 0..if cfg!(miri) { 3 } else { 300 } {
+            let hazards: [f32; BINS] = std::array::from_fn(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                // Many small ones, some large.
+                (state >> 8) as f32 / (1 << 24) as f32 * if state & 7 == 0 { 0.9 } else { 0.05 }
+            });
+            let found = indices(|bin| hazards[bin]);
+            for (bin, &found) in found.iter().enumerate() {
+                let wanted = by_definition(|bin| hazards[bin], bin);
+                assert!((found - wanted).abs() <= wanted * 0.01 + 1e-5, "{bin}: {found} {wanted}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_class_that_comes_back_late_is_worth_more_the_nearer_that_is() {
+        let learner = Learner::new(1);
+        let class = Class::NEW;
+        for _ in 0..1000 {
+            // All come back after just over one capacity, as in a loop.
+            learner.ended(class, TICKS + 10);
+        }
+        (0..2 * CLASSES).for_each(|_| learner.step());
+        let at = |age| learner.value(class, age);
+        assert!(at(0) < at(TICKS / 2) && at(TICKS / 2) < at(TICKS), "{} {}", at(0), at(TICKS));
+        assert!(at(TICKS) > 4.0 * at(3 * TICKS), "who did not come then will not come");
+    }
+
+    #[test]
+    fn what_was_learned_is_forgotten() {
+        let learner = Learner::new(1);
+        (0..1000).for_each(|_| learner.ended(Class::NEW, 4));
+        (0..CLASSES).for_each(|_| learner.step());
+        let before = learner.value(Class::NEW, 0);
+        for _ in 0..100 {
+            // Enough for a round that decays.
+            (0..ENOUGH).for_each(|_| learner.ended(Class::NEW.after(1), 1));
+            (0..20).for_each(|_| learner.cut(Class::NEW, Bin::of(OLDEST)));
+            (0..CLASSES).for_each(|_| learner.step());
+        }
+        assert!(learner.value(Class::NEW, 0) < before / 4.0);
+    }
+}

@@ -1,0 +1,120 @@
+//! Which slots hold an entry, so that one can be found near any place in a bounded number of steps.
+//!
+//! A bit for each slot, a bit for each word of those that has any, and so on: six levels reach over
+//! all slots there can be. An eighth of a byte for a slot.
+
+use super::super::super::chunked::{Chunked, SlotId};
+
+/// Levels of 64 each: `64^6` is more than there are slots.
+const LEVELS: usize = 6;
+
+#[derive(Debug, Default)]
+pub(super) struct Occupied {
+    levels: [Chunked<u64>; LEVELS],
+    len: usize,
+}
+
+impl Occupied {
+    /// How many slots are occupied.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn insert(&mut self, slot: SlotId) {
+        self.len += 1;
+        let mut place = slot.bits();
+        for level in &mut self.levels {
+            let word = level.reach(SlotId::from_bits(place >> 6));
+            *word |= 1 << (place & 63);
+            place >>= 6;
+        }
+    }
+
+    pub(super) fn remove(&mut self, slot: SlotId) {
+        self.len -= 1;
+        let mut place = slot.bits();
+        for level in &mut self.levels {
+            let word = &mut level[SlotId::from_bits(place >> 6)];
+            *word &= !(1 << (place & 63));
+            if *word != 0 {
+                return;
+            }
+            place >>= 6;
+        }
+    }
+
+    pub(super) fn contains(&self, slot: SlotId) -> bool {
+        let word = self.levels[0].get(SlotId::from_bits(slot.bits() >> 6));
+        word.is_some_and(|word| word >> (slot.bits() & 63) & 1 != 0)
+    }
+
+    /// The first occupied slot from `slot` on, and beyond the last the first of all.
+    pub(super) fn at_or_after(&self, slot: SlotId) -> Option<SlotId> {
+        self.from(slot.bits()).or_else(|| self.from(0))
+    }
+
+    fn from(&self, from: u32) -> Option<SlotId> {
+        let mut place = u64::from(from);
+        // Up, to the first level on which something lies ahead in the same word.
+        for level in 0..LEVELS {
+            let word = self.levels[level].get(SlotId::from_bits((place >> 6) as u32))?;
+            let ahead = word & (u64::MAX << (place & 63));
+            if ahead != 0 {
+                return self.down(level, place & !63 | u64::from(ahead.trailing_zeros()));
+            }
+            // The next word, which is a bit of the next level. At the end of a word that may be
+            // one beyond the last, and then there is nothing.
+            place = (place >> 6) + 1;
+        }
+        None
+    }
+
+    /// The first occupied slot below a bit that is set.
+    fn down(&self, level: usize, mut place: u64) -> Option<SlotId> {
+        for level in self.levels[..level].iter().rev() {
+            let word = level.get(SlotId::from_bits(place as u32))?;
+            place = place << 6 | u64::from(word.trailing_zeros());
+        }
+        Some(SlotId::from_bits(place as u32))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn finds_what_a_set_finds() {
+        let (mut occupied, mut model) = (Occupied::default(), BTreeSet::new());
+        let mut state = 1u32;
+        for round in 0..if cfg!(miri) { 40 } else { 20_000 } {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            // Ids come one by one in the cache, so growing far at once is only for the test.
+            let id = (state >> 16) % if round % 2 == 0 { 300 } else { 9000 };
+            let slot = SlotId::from_bits(id);
+            if model.insert(id) {
+                occupied.insert(slot);
+            } else {
+                model.remove(&id);
+                occupied.remove(slot);
+            }
+            assert_eq!(occupied.contains(slot), model.contains(&id));
+            assert_eq!(occupied.len(), model.len());
+            let from = (state >> 7) % 9500;
+            let wanted = model.range(from..).next().or_else(|| model.first());
+            let found = occupied.at_or_after(SlotId::from_bits(from));
+            assert_eq!(found.map(SlotId::bits), wanted.copied(), "from {from}");
+        }
+    }
+
+    #[test]
+    fn nothing_is_found_where_nothing_is() {
+        let mut occupied = Occupied::default();
+        assert_eq!(occupied.at_or_after(SlotId::from_bits(5)), None);
+        occupied.insert(SlotId::from_bits(70));
+        occupied.remove(SlotId::from_bits(70));
+        assert_eq!(occupied.at_or_after(SlotId::from_bits(0)), None);
+    }
+}
