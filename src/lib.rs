@@ -8,7 +8,9 @@
 //! # Three caches
 //!
 //! - [`EmbeddingCache`] is the one to use in a server: async, with typed keys and vectors that are
-//!   validated on the way in, deadlines, and limits in entries and bytes.
+//!   validated on the way in, loads that happen once whoever asks
+//!   ([`get_or_embed_many`](EmbeddingCache::get_or_embed_many)), deadlines, and limits in entries and
+//!   bytes.
 //! - [`ShardedCache`] is the core below it: synchronous, for any key and any value that is cheap to
 //!   clone.
 //! - [`baseline::SingleLockCache`] is the design that this crate replaces, one lock around one map,
@@ -21,16 +23,13 @@
 //!
 //! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
 //! let cache = EmbeddingCache::builder().max_bytes(256 << 20).build()?;
-//! let key = CacheKey::new("9f86d081884c7d65", "e5-base@1");
+//! // What determines a vector beside the text.
+//! let e5 = CacheKey::builder("e5-base").revision("1").dimensions(2);
 //!
-//! let vector = match cache.get(&key).await {
-//!     Some(vector) => vector,
-//!     None => {
-//!         cache.put(key.clone(), vec![0.6, 0.8]).await?; // what the model answered
-//!         cache.get(&key).await.expect("was just put")
-//!     }
-//! };
+//! let embed = || async { vec![0.6, 0.8] }; // your model
+//! let vector = cache.get_or_embed(e5.text("red"), embed).await?;
 //! assert_eq!(vector, [0.6, 0.8]);
+//! assert_eq!(cache.get(&e5.text("red")).await.unwrap(), vector);
 //! # Ok::<(), embedding_cache::CacheError>(())
 //! # }).unwrap();
 //! ```

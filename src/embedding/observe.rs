@@ -1,7 +1,7 @@
 //! What a cache tells of its loads: counts always, metrics and spans where a feature asks for them.
 //!
 //! Nothing here is on the way of a hit. Hits and misses are counted by the core; a scrape copies
-//! them over, see [`EmbeddingCache::publish_metrics`](super::EmbeddingCache::publish_metrics).
+//! them over, see `EmbeddingCache::publish_metrics`.
 
 use std::future::Future;
 use std::time::Duration;

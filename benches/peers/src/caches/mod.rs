@@ -25,7 +25,8 @@ pub(crate) use references::NOTHING;
 pub(crate) type Hasher = DefaultHashBuilder;
 
 /// The policies of this crate: a new one is to be added here and nowhere else.
-pub(crate) const POLICIES: [EvictionPolicy; 2] = [EvictionPolicy::S3Fifo, EvictionPolicy::Lru];
+pub(crate) const POLICIES: [EvictionPolicy; 3] =
+    [EvictionPolicy::S3Fifo, EvictionPolicy::HitDensity, EvictionPolicy::Lru];
 
 /// How large a cache may grow.
 #[derive(Clone, Copy, Debug)]
