@@ -98,6 +98,19 @@ impl<T> Batcher<T> {
     ///
     /// Dropped at an `.await`, the input is left out if its call has not begun, and embedded for
     /// nothing otherwise.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{Batcher};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let embed = |texts: Vec<&'static str>| async move {
+    ///     texts.iter().map(|text| [text.len() as f32]).collect::<Vec<_>>()
+    /// };
+    /// let batcher = Batcher::builder().build(embed)?;
+    /// assert_eq!(batcher.embed("red").await?, [3.0]);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn embed(&self, input: T) -> Result<EmbeddingVector, CacheError> {
         let answer = self.enqueue(input).await?;
         answer.await.unwrap_or_else(|_| Err(abandoned()))
@@ -113,6 +126,20 @@ impl<T> Batcher<T> {
     /// # Cancel safety
     ///
     /// As [`embed`](Self::embed).
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{Batcher};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let embed = |texts: Vec<&'static str>| async move {
+    ///     texts.iter().map(|text| [text.len() as f32]).collect::<Vec<_>>()
+    /// };
+    /// let batcher = Batcher::builder().build(embed)?;
+    /// let answers = batcher.embed_many(["red", "green"]).await;
+    /// assert_eq!(answers[1].as_ref().unwrap(), &[5.0]);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub async fn embed_many(
         &self,
         inputs: impl IntoIterator<Item = T>,
@@ -134,6 +161,19 @@ impl<T> Batcher<T> {
     }
 
     /// Inputs that wait in the queue. `O(1)`; a moment later it is another number.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{Batcher};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let embed = |texts: Vec<&'static str>| async move {
+    ///     texts.iter().map(|text| [text.len() as f32]).collect::<Vec<_>>()
+    /// };
+    /// let batcher = Batcher::builder().build(embed)?;
+    /// assert_eq!(batcher.queued(), 0);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     #[must_use]
     pub fn queued(&self) -> usize {
         self.queue.max_capacity() - self.queue.capacity()
@@ -188,23 +228,75 @@ impl Default for BatcherBuilder {
 
 impl BatcherBuilder {
     /// The most inputs of one call. The default is 64.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{Batcher};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let embed = |texts: Vec<&'static str>| async move {
+    ///     texts.iter().map(|text| [text.len() as f32]).collect::<Vec<_>>()
+    /// };
+    /// let batcher = Batcher::builder().max_batch(2).build(embed)?;
+    /// assert_eq!(batcher.embed("red").await?, [3.0]);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub fn max_batch(self, inputs: usize) -> Self {
         Self { max_batch: inputs, ..self }
     }
 
     /// How long an input waits for others to fill its batch; zero takes only what waits already.
     /// The default is 2 ms.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{Batcher};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let embed = |texts: Vec<&'static str>| async move {
+    ///     texts.iter().map(|text| [text.len() as f32]).collect::<Vec<_>>()
+    /// };
+    /// let batcher = Batcher::builder().max_delay(Duration::ZERO).build(embed)?;
+    /// assert_eq!(batcher.embed("red").await?, [3.0]);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub fn max_delay(self, delay: Duration) -> Self {
         Self { max_delay: delay, ..self }
     }
 
     /// The most inputs that wait; who comes then waits for room. The default is 4,096.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{Batcher};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let embed = |texts: Vec<&'static str>| async move {
+    ///     texts.iter().map(|text| [text.len() as f32]).collect::<Vec<_>>()
+    /// };
+    /// let batcher = Batcher::builder().max_queue(100).build(embed)?;
+    /// assert_eq!(batcher.embed("red").await?, [3.0]);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub fn max_queue(self, inputs: usize) -> Self {
         Self { max_queue: inputs, ..self }
     }
 
     /// The most calls at the same time. The default is 1, as for a model on one GPU; more suits a
     /// model behind a network.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{Batcher};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let embed = |texts: Vec<&'static str>| async move {
+    ///     texts.iter().map(|text| [text.len() as f32]).collect::<Vec<_>>()
+    /// };
+    /// let batcher = Batcher::builder().max_concurrent(8).build(embed)?;
+    /// assert_eq!(batcher.embed("red").await?, [3.0]);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub fn max_concurrent(self, calls: usize) -> Self {
         Self { max_concurrent: calls, ..self }
     }

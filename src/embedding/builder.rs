@@ -167,11 +167,29 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     /// Takes vectors of so many components only, whatever the model, but for models that
     /// [`model_dimensions`](Self::model_dimensions) names. A model that suddenly answers with
     /// another number was changed, and its vectors compare with nothing.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// let cache = EmbeddingCache::builder().max_entries(100).dimensions(2).build()?;
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// let refused = cache.put_blocking(key, [0.6, 0.8, 0.0]).unwrap_err();
+    /// assert!(refused.is_invalid_vector());
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
     pub fn dimensions(self, dimensions: usize) -> Self {
         Self { admission: Admission { dimensions: Some(dimensions), ..self.admission }, ..self }
     }
 
     /// Takes vectors of so many components only for keys of `model`, whatever its revision.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// let builder = EmbeddingCache::builder().max_entries(100);
+    /// let cache = builder.model_dimensions("small", 2).model_dimensions("large", 3).build()?;
+    /// cache.put_blocking(CacheKey::new("9f86d081", "small@1"), [0.6, 0.8])?;
+    /// assert!(cache.put_blocking(CacheKey::new("9f86d081", "large@1"), [0.6, 0.8]).is_err());
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
     pub fn model_dimensions(mut self, model: &str, dimensions: usize) -> Self {
         self.admission.by_model.push((ModelName::new(model), dimensions));
         self
@@ -179,6 +197,22 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
 
     /// The most keys that one call of a load's closure is asked for; 0 counts as 1. The default is
     /// 64.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::builder().max_entries(100).max_batch(2).build()?;
+    /// let keys = ["red", "green", "blue"].map(|text| CacheKey::new(text, "toy"));
+    /// let mut sizes = Vec::new();
+    /// let load = cache.get_or_embed_many(&keys, |missing| {
+    ///     sizes.push(missing.len());
+    ///     async move { vec![[0.6, 0.8]; missing.len()] }
+    /// });
+    /// assert!(load.await.iter().all(Result::is_ok));
+    /// assert_eq!(sizes, [2, 1]);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub fn max_batch(self, keys: usize) -> Self {
         Self { loading: Loading { max_batch: keys.max(1), ..self.loading }, ..self }
     }
@@ -187,6 +221,17 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     /// ([`CacheError::is_overloaded`]). The default is 65,536. They are not counted among the
     /// [bytes](Self::max_bytes) of the cache: a key on its way takes up to 1 KB, and what its
     /// closure holds, until its vector is there.
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::builder().max_entries(100).max_in_flight(0).build()?;
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// let refused = cache.get_or_embed(&key, || async { [0.6, 0.8] }).await.unwrap_err();
+    /// assert!(refused.is_overloaded());
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub fn max_in_flight(self, keys: usize) -> Self {
         Self { loading: Loading { max_in_flight: keys, ..self.loading }, ..self }
     }
@@ -194,6 +239,12 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     /// The most calls of loads' closures that run at the same time; more wait for their turn. The
     /// default is 256; 0 counts as 1. A model that takes one call at a time is better served by a
     /// [`Batcher`](crate::Batcher), which gathers what waits.
+    ///
+    /// ```
+    /// # use embedding_cache::{EmbeddingCache};
+    /// let cache = EmbeddingCache::builder().max_entries(100).max_concurrent_loads(4).build()?;
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
     pub fn max_concurrent_loads(self, calls: usize) -> Self {
         // As many permits as a semaphore can count.
         let calls = calls.clamp(1, tokio::sync::Semaphore::MAX_PERMITS);
@@ -204,12 +255,49 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     /// one is loaded in the background. The default is not at all. The embedding of the same text by
     /// the same model revision is still right when it is old; so this trades nothing but memory for
     /// the time that callers would wait. [`get`](EmbeddingCache::get) never serves it.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::builder()
+    ///     .max_entries(100)
+    ///     .time_to_live(Duration::from_millis(1))
+    ///     .stale_while_revalidate(Duration::from_secs(3600))
+    ///     .build()?;
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.put(key.clone(), [0.6, 0.8]).await?;
+    /// tokio::time::sleep(Duration::from_millis(50)).await;
+    /// assert_eq!(cache.get(&key).await, None);
+    /// let vector = cache.get_or_embed(&key, || async { [1.0, 0.0] }).await?;
+    /// assert_eq!(vector, [0.6, 0.8]); // at once; the new one is on its way
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub fn stale_while_revalidate(self, past: Duration) -> Self {
         Self { loading: Loading { stale_while_revalidate: past, ..self.loading }, ..self }
     }
 
     /// For how long past its time-to-live a vector is still served by `get_or_embed` when a fresh
     /// one cannot be loaded. The default is not at all.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::builder()
+    ///     .max_entries(100)
+    ///     .time_to_live(Duration::from_millis(1))
+    ///     .stale_if_error(Duration::from_secs(3600))
+    ///     .build()?;
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.put(key.clone(), [0.6, 0.8]).await?;
+    /// tokio::time::sleep(Duration::from_millis(50)).await;
+    /// let fails = || async { Err::<Vec<f32>, _>("the model is down") };
+    /// assert_eq!(cache.get_or_embed(&key, fails).await?, [0.6, 0.8]);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub fn stale_if_error(self, past: Duration) -> Self {
         Self { loading: Loading { stale_if_error: past, ..self.loading }, ..self }
     }

@@ -197,6 +197,19 @@ impl<K: EmbeddingKey, S> Load<'_, K, S> {
     /// How long to wait for what is missing. Then hits, and what has come by then, are returned,
     /// and the rest is an error ([`CacheError::is_timeout`]); the calls go on, and what they answer
     /// is stored when it comes. Needs a runtime with timers.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// let stalls = || std::future::pending::<Vec<f32>>();
+    /// let load = cache.load().timeout(Duration::from_millis(1));
+    /// assert!(load.get_or_embed(&key, stalls).await.unwrap_err().is_timeout());
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.options.timeout = Some(timeout);
         self
@@ -204,6 +217,18 @@ impl<K: EmbeddingKey, S> Load<'_, K, S> {
 
     /// The most keys that one call of the closure is asked for; 0 counts as 1. The default is that
     /// of the [builder](super::EmbeddingCacheBuilder::max_batch).
+    ///
+    /// ```
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let keys = ["red", "green"].map(|text| CacheKey::new(text, "toy"));
+    /// let one_by_one = cache.load().max_batch(1);
+    /// one_by_one.get_or_embed_many(&keys, |_| async { vec![[0.6, 0.8]] }).await;
+    /// assert_eq!(cache.stats().loads, 2);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub fn max_batch(mut self, keys: usize) -> Self {
         self.options.max_batch = keys.max(1);
         self
@@ -211,6 +236,19 @@ impl<K: EmbeddingKey, S> Load<'_, K, S> {
 
     /// How long what is loaded is served; the default is the cache's. Over 292 years it is
     /// returned, but not stored.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::builder().max_entries(100).build()?;
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// let load = cache.load().time_to_live(Duration::ZERO); // not to be used again
+    /// load.get_or_embed(&key, || async { [0.6, 0.8] }).await?;
+    /// assert_eq!(cache.get(&key).await, None);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
     pub fn time_to_live(mut self, time_to_live: Duration) -> Self {
         self.options.time_to_live = Some(time_to_live);
         self
