@@ -1,8 +1,6 @@
 # The peer benchmarks compile, and every section of them runs on small sizes, with a trace made here.
 # Nothing is measured: an unoptimised build shows as well that it runs, and is made sooner.
 set -euo pipefail
-cargo fmt -p peers --check
-cargo clippy -p peers --all-targets -- -D warnings
 cargo test -p peers
 cargo build -p peers
 target=${CARGO_TARGET_DIR:-target}

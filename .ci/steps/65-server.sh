@@ -1,8 +1,6 @@
-# The embedding server: lints and tests; then the release binary against the official client of
+# The embedding server: its tests; then the release binary against the official client of
 # OpenAI, its page in a browser, 1,000 connections at once, and itself without a cache.
 set -euo pipefail
-cargo fmt --check -p embedding-server
-cargo clippy --all-targets --all-features -p embedding-server -- -D warnings
 RUSTDOCFLAGS="-D warnings" cargo doc --no-deps -p embedding-server
 cargo build --release -p embedding-server --bins --examples
 cargo test -p embedding-server
