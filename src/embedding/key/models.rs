@@ -64,16 +64,18 @@ mod tests {
 
     #[test]
     fn a_name_keeps_its_number_and_no_two_share_one() {
-        let names: Vec<String> = (0..2 * MOST).map(|i| format!("model {i}")).collect();
+        // More than there are numbers; Miri gets fewer.
+        let (names, threads) = if cfg!(miri) { (3, 2) } else { (2 * MOST, 4) };
+        let names: Vec<String> = (0..names).map(|i| format!("model {i}")).collect();
         let number_all = || names.iter().map(|name| Model::named(name)).collect::<Vec<_>>();
         // At once, so that threads race for the same slots.
         let all: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4).map(|_| scope.spawn(number_all)).collect();
+            let threads: Vec<_> = (0..threads).map(|_| scope.spawn(number_all)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
         assert!(all.iter().all(|numbers| *numbers == all[0]), "everyone sees the same");
         let numbered = all[0].iter().flatten();
-        assert!(numbered.clone().count() > MOST / 2);
+        assert!(numbered.clone().count() >= names.len().min(MOST / 2));
         let distinct: std::collections::HashSet<_> = numbered.clone().collect();
         assert_eq!(distinct.len(), numbered.count());
         for (name, model) in names.iter().zip(&all[0]) {

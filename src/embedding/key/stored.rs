@@ -268,12 +268,13 @@ mod tests {
         let mut keys = Vec::new();
         // Every key is compared with every other: Miri gets fewer.
         let digest = |digit: &str| digit.repeat(64);
-        let digests = [digest("0"), digest("a"), digest("A"), digest("g"), "f0".repeat(31) + "f"];
-        let mut contents =
-            if cfg!(miri) { vec!["", "ab"] } else { vec!["", "a", "ab", "abc", "é"] };
-        contents.extend(digests.iter().map(String::as_str));
+        let digests = [digest("a"), digest("0"), digest("A"), digest("g"), "f0".repeat(31) + "f"];
+        let few = cfg!(miri);
+        let mut contents = if few { vec!["ab"] } else { vec!["", "a", "ab", "abc", "é"] };
+        contents.extend(digests.iter().take(if few { 1 } else { 5 }).map(String::as_str));
+        let models = if few { &["", "b"][..] } else { &["", "b", "bc", "c"] };
         for content in contents.iter().copied() {
-            for model in ["", "b", "bc", "c"] {
+            for model in models.iter().copied() {
                 let key = CacheKey::new(content, model);
                 keys.extend([key.clone(), key.clone().with_chunk(""), key.with_chunk("c")]);
             }

@@ -249,8 +249,8 @@ mod tests {
         assert_eq!(ghosts.take(hash(0), 11 * TICKS), None, "taken once");
         let late = (50..100).filter(|&i| ghosts.take(hash(i), 14 * TICKS + 1).is_some()).count();
         assert_eq!(late, 0);
-        let mistaken =
-            (200..20_000).filter(|&i| ghosts.take(hash(i), 11 * TICKS).is_some()).count();
+        let others = 200..if cfg!(miri) { 300 } else { 20_000 };
+        let mistaken = others.filter(|&i| ghosts.take(hash(i), 11 * TICKS).is_some()).count();
         assert!(mistaken <= 10, "{mistaken}");
     }
 
@@ -267,11 +267,12 @@ mod tests {
 
     #[test]
     fn the_sample_is_bounded_whatever_the_length() {
-        for length in [1, 100, 10_000, 1_000_000] {
+        let lengths = if cfg!(miri) { &[1, 1_000_000][..] } else { &[1, 100, 10_000, 1_000_000] };
+        for &length in lengths {
             let mut sample = Sample::default();
             sample.fit(length, 1024);
             assert!(sample.gone.len() <= 1024);
-            let of = 10_000;
+            let of = if cfg!(miri) { 500 } else { 10_000 };
             let watched = (0..of).filter(|&i| sample.contains(hash(i))).count();
             let wanted = of as usize >> sample.rarity;
             assert!(watched <= 2 * wanted + 10 && watched >= wanted / 2, "{watched} {wanted}");

@@ -430,6 +430,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes of arithmetic")]
     fn a_class_that_comes_back_late_is_worth_more_the_nearer_that_is() {
         let learner = Learner::new(1);
         let class = Class::NEW;
@@ -444,6 +445,7 @@ mod tests {
     }
 
     #[test]
+    #[cfg_attr(miri, ignore = "minutes of arithmetic")]
     fn what_was_learned_is_forgotten() {
         let learner = Learner::new(1);
         (0..1000).for_each(|_| learner.ended(Class::NEW, 4));
