@@ -245,7 +245,8 @@ mod tests {
     #[test]
     fn the_first_component_that_is_not_finite_is_found_wherever_it_stands() {
         let extremes = [0.0, -0.0, 1.0, f32::MIN_POSITIVE / 2.0, f32::MAX, f32::MIN, f32::EPSILON];
-        for dimensions in [1, 2, 15, 16, 17, 33, 100] {
+        let dimensions = if cfg!(miri) { &[1, 17][..] } else { &[1, 2, 15, 16, 17, 33, 100] };
+        for &dimensions in dimensions {
             let finite: Vec<f32> = extremes.iter().copied().cycle().take(dimensions).collect();
             assert_eq!(EmbeddingVector::from(&finite[..]).first_non_finite(), None);
             for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {

@@ -83,6 +83,7 @@ echo '--- with and without the cache'
 start with
 with=$address
 start without --no-cache
-compare=("$binaries/examples/compare" --cached "$with" --uncached "$address" --bytes 2000,8000 --at-least 5)
-# Once more if the machine had other things to do.
+compare=("$binaries/examples/compare" --cached "$with" --uncached "$address" --bytes 2000,8000 --at-least 3)
+# Far under what docs/server.md measured, five to six: this is to see that the cache saves work, on a
+# machine that may have other things to do; once more if it had.
 "${compare[@]}" || "${compare[@]}"
