@@ -1,8 +1,8 @@
 //! Which entries of a shard nobody has used for too long, without a scan.
 //!
-//! A hit notes when it was, in a stamp beside the slot: a relaxed store under the read lock, and
-//! only when the clock has moved on since the last. Reads judge by that stamp, so an idle entry is
-//! never served.
+//! A hit notes when it was, in a stamp beside the slot: one relaxed read-modify-write under the read
+//! lock, and only when the clock has moved on since the last. Reads judge by that stamp, so an idle
+//! entry is never served.
 //!
 //! To give its memory back it must also be *found*. The slots stand in a list by when they were last
 //! put in front: when written, or when looked at from the back and found to have been used. An entry

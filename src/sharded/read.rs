@@ -213,7 +213,8 @@ where
         if self.is_current(table) { table.find(hash, key) } else { None }
     }
 
-    /// Counts what was seen, and does what needs the write lock.
+    /// Counts what was seen, and removes what was seen expired. What found no place to be noted is
+    /// the caller's to note.
     #[inline]
     pub(super) fn conclude<Q, P>(
         &self,
@@ -228,11 +229,8 @@ where
         P: Patience,
     {
         match seen {
-            Seen::Live(value, note) => {
+            Seen::Live(value, _) => {
                 self.tally.count(at.number, Outcome::Hit);
-                if note == HitNote::Full {
-                    self.note_hits(at.shard, std::iter::once((key, at.hash)), patience);
-                }
                 Some(Some(value))
             }
             Seen::Absent => {

@@ -94,9 +94,13 @@ where
         let mut numbers: SmallVec<[usize; GROUP]> = places.iter().map(|at| at.number).collect();
         numbers.sort_unstable();
         numbers.dedup();
-        let listed = |at: &Place<'_, K, V>| {
-            numbers.binary_search(&at.number).expect("every shard of the group is listed")
-        };
+        // Where each key's shard stands among them.
+        let ranks: SmallVec<[usize; GROUP]> = places
+            .iter()
+            .map(|at| {
+                numbers.binary_search(&at.number).expect("every shard of the group is listed")
+            })
+            .collect();
 
         // Ascending and each shard once: a second read lock of the same shard would wait for a
         // writer that waits for the first.
@@ -106,19 +110,19 @@ where
         // Find all slots before the first value is touched: each step's cache misses then overlap.
         let slots: SmallVec<[_; GROUP]> = places
             .iter()
+            .zip(&ranks)
             .zip(keys.clone())
-            .map(|(at, key)| self.find(&tables[listed(at)], at.hash, key))
+            .map(|((at, &rank), key)| self.find(&tables[rank], at.hash, key))
             .collect();
         let mut notes: SmallVec<[HitNote; GROUP]> =
             numbers.iter().map(|_| HitNote::Taken).collect();
-        let seen: SmallVec<[_; GROUP]> = places
+        let seen: SmallVec<[_; GROUP]> = ranks
             .iter()
             .zip(&slots)
-            .map(|(at, slot)| match *slot {
+            .map(|(&rank, slot)| match *slot {
                 None => Seen::Absent,
                 Some((id, entry)) => {
-                    let place = listed(at);
-                    let (table, note) = (&tables[place], &mut notes[place]);
+                    let (table, note) = (&tables[rank], &mut notes[rank]);
                     match table.state(id, entry, now) {
                         State::Fresh => {
                             table.note_use(id, now);
@@ -151,10 +155,6 @@ where
             self.note_hits(&self.shards[number], unnoted, patience);
         }
         for ((key, at), seen) in keys.zip(places).zip(seen) {
-            let seen = match seen {
-                Seen::Live(value, _) => Seen::Live(value, HitNote::Taken),
-                seen => seen,
-            };
             // Always an answer: a deadline that runs out for an expired entry makes it a miss.
             push(self.conclude(key, at, now, seen, patience).flatten());
         }

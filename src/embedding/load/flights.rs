@@ -104,8 +104,9 @@ impl<T: Hash + Eq> Flights<T> {
 
     /// Claims the key of `probe` for `seat`, or joins whoever has it.
     ///
-    /// `look` looks into the cache, under the lock of the flights, without waiting; `None` is an
-    /// unlucky try, and then this is one too. `stored` makes the key to keep.
+    /// `epoch` was read before this call. `look` looks into the cache, under the lock of the flights,
+    /// without waiting; `None` is an unlucky try, and then this is one too. `stored` makes the key to
+    /// keep.
     pub(super) fn claim<Q, F>(
         &self,
         probe: &Q,
@@ -128,8 +129,8 @@ impl<T: Hash + Eq> Flights<T> {
         if let Some(flight) = flight {
             // Of a call that has landed, or is abandoned, the keys are just being taken out: what it
             // answered is an error, or was removed since. One of an earlier epoch will not store
-            // what it loads.
-            if flight.epoch == epoch && !landed && !flight.seat.call.is_abandoned() {
+            // what it loads; one of a later is right for whoever read theirs a moment too soon.
+            if flight.epoch >= epoch && !landed && !flight.seat.call.is_abandoned() {
                 return Some(Claim::Joined(flight.seat.clone()));
             }
             flight.seat = seat.clone();
