@@ -312,10 +312,15 @@ impl<K, V, S> ShardedCache<K, V, S> {
         self.created.1 + TimeDelta::seconds(i64::from(entry.written))
     }
 
-    /// The moment for a read: exact to a tick, and no look at the clock if nothing can expire.
+    /// The moment for a read: exact to a tick. If nothing can expire there is no look at the clock,
+    /// and it is zero; otherwise never.
     #[inline]
     fn now_for_reading(&self) -> Stamp {
-        if self.may_expire.load(Relaxed) { self.config.time.coarse() } else { Stamp::ZERO }
+        if !self.may_expire.load(Relaxed) {
+            return Stamp::ZERO;
+        }
+        // An entry with any life at all, written at zero, is alive at one.
+        self.config.time.coarse().max(Stamp::from_nanos(1))
     }
 
     /// For what leaves in one operation.

@@ -180,11 +180,11 @@ where
             Some((id, entry)) => match table.state(id, entry, now) {
                 // In a straight line: a hit is what this cache is for.
                 State::Fresh => {
+                    let value = entry.value.clone();
                     table.note_use(id, now);
                     let note = table.hit(id);
-                    self.tally.count(at.number, Outcome::Hit);
-                    let value = entry.value.clone();
                     drop(table);
+                    self.tally.count(at.number, Outcome::Hit);
                     if note == HitNote::Full {
                         self.note_hits(at.shard, std::iter::once((key, at.hash)), patience);
                     }

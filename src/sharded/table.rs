@@ -177,45 +177,16 @@ impl<K, V> Table<K, V> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let found = self.pick(self.index.candidates(hash), hash, key);
-        if found.is_none() && self.index.is_draining() {
-            return self.find_draining(hash, key);
-        }
-        found
-    }
-
-    // Not a second copy of the comparison on the way of every hit.
-    #[cold]
-    #[inline(never)]
-    fn find_draining<Q>(&self, hash: SlotHash, key: &Q) -> Option<(SlotId, &Entry<K, V>)>
-    where
-        Q: Equivalent<K> + ?Sized,
-    {
-        self.pick(self.index.draining_candidates(hash), hash, key)
-    }
-
-    /// The slot among `candidates` that has `key`.
-    #[inline(always)]
-    fn pick<Q>(
-        &self,
-        candidates: impl Iterator<Item = SlotId>,
-        hash: SlotHash,
-        key: &Q,
-    ) -> Option<(SlotId, &Entry<K, V>)>
-    where
-        Q: Equivalent<K> + ?Sized,
-    {
-        for id in candidates {
-            // The tag in the index lets one slot in 128 pass by mistake; the hash in the slot stops
-            // it before a key's heap is touched.
-            if let Slot::Occupied(entry) = &self.slots[id]
-                && entry.hash == hash
-                && key.equivalent(&entry.key)
-            {
-                return Some((id, entry));
+        let mut found = None;
+        self.index.find(hash, |id| {
+            let Slot::Occupied(entry) = &self.slots[id] else { return false };
+            let is_it = key.equivalent(&entry.key);
+            if is_it {
+                found = Some((id, entry));
             }
-        }
-        None
+            is_it
+        });
+        found
     }
 
     /// The entry in a slot that an order named.
@@ -239,6 +210,10 @@ impl<K, V> Table<K, V> {
     // Always: as `find`.
     #[inline(always)]
     pub(super) fn state(&self, id: SlotId, entry: &Entry<K, V>, now: Stamp) -> State {
+        // Nothing can expire: where time is no matter, a hit is spared all of this.
+        if now == Stamp::ZERO && entry.expiry != Stamp::ZERO {
+            return State::Fresh;
+        }
         if self.idle.as_ref().is_some_and(|idle| idle.is_idle(id, now)) {
             State::Dead
         } else if entry.expiry.is_alive_at(now.plus(self.plan.grace)) {
@@ -270,7 +245,9 @@ impl<K, V> Table<K, V> {
     /// Notes when an entry was used, under either lock.
     #[inline]
     pub(super) fn note_use(&self, id: SlotId, now: Stamp) {
-        if let Some(idle) = &self.idle {
+        if now != Stamp::ZERO
+            && let Some(idle) = &self.idle
+        {
             idle.note(id, now);
         }
     }
@@ -322,11 +299,7 @@ impl<K, V> Table<K, V> {
                 id
             }
         };
-        let slots = &self.slots;
-        self.index.insert(hash, id, slots.len(), |id| match &slots[id] {
-            Slot::Occupied(entry) => Some(entry.hash),
-            Slot::Vacant(_) => None,
-        });
+        self.index.insert(hash, id);
         self.policy.insert(id, hash);
         if let Some(sizes) = &mut self.sizes {
             sizes.insert(id, size);
