@@ -113,6 +113,12 @@ impl Stamp {
         now.since(Self(self.0.saturating_sub(1)))
     }
 
+    /// Whole seconds, as many as can be counted.
+    #[inline]
+    pub(super) fn seconds_since(self, earlier: Self) -> u32 {
+        u32::try_from(self.0.saturating_sub(earlier.0) / 1_000_000_000).unwrap_or(u32::MAX)
+    }
+
     pub(super) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
     }

@@ -82,9 +82,16 @@ impl Expiry {
 
     /// Notes when `slot` expires. With [`Life::Default`] no earlier one may expire later, which the
     /// table sees to: its clock stands still where the given one goes back.
+    #[inline]
     pub(super) fn schedule(&mut self, slot: SlotId, expiry: Stamp, life: Life, hash: SlotHash) {
+        // Without a time-to-live this is all.
+        if expiry != Stamp::NEVER {
+            self.enlist(slot, expiry, life, hash);
+        }
+    }
+
+    fn enlist(&mut self, slot: SlotId, expiry: Stamp, life: Life, hash: SlotHash) {
         match life {
-            _ if expiry == Stamp::NEVER => {}
             Life::Default => {
                 self.written[self.jitter.step(hash)].push_front(&mut self.links, slot);
             }
@@ -93,10 +100,14 @@ impl Expiry {
     }
 
     /// Forgets `slot`, which was scheduled with this `expiry` and `hash`.
+    #[inline]
     pub(super) fn cancel(&mut self, slot: SlotId, expiry: Stamp, hash: SlotHash) {
-        if expiry == Stamp::NEVER {
-            return;
+        if expiry != Stamp::NEVER {
+            self.strike(slot, expiry, hash);
         }
+    }
+
+    fn strike(&mut self, slot: SlotId, expiry: Stamp, hash: SlotHash) {
         if self.links.get(slot).is_some_and(|links| links.is_linked()) {
             self.written[self.jitter.step(hash)].remove(&mut self.links, slot);
         } else {

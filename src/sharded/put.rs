@@ -2,7 +2,8 @@
 //!
 //! # The way of a put
 //!
-//! Weigh, refuse what can never fit, hash. Then, under the write lock of the key's own shard: find
+//! Nearly always one lock hold is enough, and [`put_at_once`](ShardedCache::put_at_once) does it
+//! with little ado. The whole way is this. Weigh, refuse what can never fit, hash. Then, under the write lock of the key's own shard: find
 //! the old entry; reserve what the new one needs beyond it; while the budget has no room, let
 //! entries of this shard leave and take over their room; insert. Unlock; tell the listener of those
 //! that left, drop them.
@@ -20,7 +21,7 @@ use std::hash::{BuildHasher, Hash};
 use std::time::Duration;
 
 use crate::error::{ErrorKind, InsertError};
-use crate::sync::atomic::Ordering::Relaxed;
+use crate::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::budget::{Amount, Reservation, Shortage};
 use super::clock::Stamp;
@@ -67,6 +68,7 @@ where
     S: BuildHasher,
 {
     /// Weighs and hashes an entry, and refuses what can never be stored.
+    #[inline]
     pub(super) fn newcomer(
         &self,
         key: K,
@@ -117,7 +119,74 @@ where
         let time = &self.config.time;
         // Ages are counted from here, so exactly; without a time-to-live only people will read it.
         let now = if self.may_expire.load(Relaxed) { time.now() } else { time.coarse() };
-        (now, u32::try_from(now.since(self.created.0).as_secs()).unwrap_or(u32::MAX))
+        (now, now.seconds_since(self.created.0))
+    }
+
+    /// Stores `newcomer` in one lock hold and takes it, if that is as simple as it nearly always is:
+    /// the old value weighs no less, or there is room, or one entry of this shard makes enough of
+    /// it. Otherwise it is left for [`carry_out`](Self::carry_out), which can do all the rest and
+    /// takes twice as long.
+    #[inline]
+    pub(super) fn put_at_once<P: Patience>(
+        &self,
+        at: Place<'_, K, V>,
+        newcomer: &mut Option<Newcomer<K, V>>,
+        epoch: Option<u64>,
+        farewell: &mut Farewell<'_, K, V>,
+        patience: P,
+    ) {
+        let mut gone = None;
+        at.shard.write(patience, |table| {
+            let Some(new) = newcomer else { return };
+            // Acquire: see the head of `invalidate.rs`, case 4.
+            let is_outdated = table.generation() != self.generation.load(Acquire);
+            if is_outdated || epoch.is_some_and(|epoch| self.is_past(epoch)) {
+                return;
+            }
+            let counters = &at.shard.counters;
+            let (weight, now) = (new.weight, new.now);
+            if let Some((id, entry)) = table.find(new.hash, &new.key) {
+                let is_alive = table.state(id, entry, now) != State::Dead;
+                if !is_alive || weight > entry.weight {
+                    return;
+                }
+                let Some(new) = newcomer.take() else { return };
+                if let Some(replaced) = table.replace(id, new) {
+                    let freed = Amount { entries: 0, weight: replaced.weight - weight };
+                    self.budget.release(freed);
+                    gone = Some((replaced.key, replaced.value, RemovalCause::Replaced));
+                }
+                counters.updates.count();
+                return;
+            }
+            if table.is_full() {
+                return;
+            }
+            let (mut reservation, need) = (Reservation::new(&self.budget), Amount::one(weight));
+            if let Err(shortage) = reservation.cover(need) {
+                if !self.has_its_share(table.held(), shortage) {
+                    return;
+                }
+                let Some((entry, verdict)) = table.make_way(shortage, now, None, true) else {
+                    return;
+                };
+                reservation.take_over(Amount::one(entry.weight));
+                let cause = self.count_departure(at.shard, verdict, shortage);
+                gone = Some((entry.key, entry.value, cause));
+                // What has left stays gone: it made way for this newcomer all the same.
+                if reservation.cover(need).is_err() {
+                    return;
+                }
+            }
+            if let Some(new) = newcomer.take() {
+                table.insert(new);
+                counters.insertions.count();
+                reservation.spend(need);
+            }
+        });
+        if let Some((key, value, cause)) = &gone {
+            farewell.tell(key, value, *cause);
+        }
     }
 
     /// A put to the shard of `at`.
@@ -318,6 +387,7 @@ where
 
 impl<K, V, S> ShardedCache<K, V, S> {
     /// Whether an entry of this weight could be stored in the empty cache.
+    #[inline]
     fn can_ever_fit(&self, weight: u64) -> Result<(), ErrorKind> {
         let max = self.budget.max();
         if max.entries == 0 {

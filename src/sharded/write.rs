@@ -7,10 +7,11 @@ use equivalent::Equivalent;
 
 use crate::error::{CacheError, InsertError};
 
+use super::farewell::Farewell;
 use super::policy::Leave;
 use super::shard::{Once, Patience, Unlimited, Until};
-use super::table::State;
-use super::{RemovalCause, ShardedCache};
+use super::table::{Newcomer, State};
+use super::{Place, RemovalCause, ShardedCache};
 
 /// On what terms an entry is stored.
 #[derive(Debug, Clone, Copy, Default)]
@@ -196,11 +197,14 @@ where
         terms: Terms,
         patience: P,
     ) -> Result<(), InsertError<K, V>> {
-        self.insert_uncounted(key, value, terms, patience).inspect_err(|refused| {
+        let outcome = self.insert_uncounted(key, value, terms, patience);
+        if let Err(refused) = &outcome {
             self.count_refusal(refused.key(), refused.error());
-        })
+        }
+        outcome
     }
 
+    #[inline]
     pub(super) fn insert_uncounted<P: Patience>(
         &self,
         key: K,
@@ -209,8 +213,29 @@ where
         patience: P,
     ) -> Result<(), InsertError<K, V>> {
         let (at, newcomer) = self.newcomer(key, value, terms)?;
-        let mut put = self.start_put(at, newcomer.now, terms.epoch);
         let (mut newcomer, mut farewell) = (Some(newcomer), self.farewell());
+        self.put_at_once(at, &mut newcomer, terms.epoch, &mut farewell, patience);
+        match newcomer {
+            None => {
+                farewell.end();
+                Ok(())
+            }
+            Some(newcomer) => self.insert_in_rounds(at, newcomer, terms, farewell, patience),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn insert_in_rounds<P: Patience>(
+        &self,
+        at: Place<'_, K, V>,
+        newcomer: Newcomer<K, V>,
+        terms: Terms,
+        mut farewell: Farewell<'_, K, V>,
+        patience: P,
+    ) -> Result<(), InsertError<K, V>> {
+        let mut put = self.start_put(at, newcomer.now, terms.epoch);
+        let mut newcomer = Some(newcomer);
         let outcome = self.carry_out(&mut put, &mut newcomer, &mut farewell, patience);
         drop(put);
         farewell.end();
