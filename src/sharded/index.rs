@@ -253,6 +253,13 @@ impl Index {
         }
     }
 
+    /// The first slot with `hash` in the bucket where a search begins.
+    #[inline(always)]
+    pub(super) fn likely(&self, hash: SlotHash) -> Option<SlotId> {
+        let bucket = self.table.bucket(self.table.home(hash.0))?;
+        lanes_with(bucket, hash).next().and_then(|lane| slot_in(bucket, lane))
+    }
+
     // Not a second copy of the comparison on the way of every hit.
     #[cold]
     #[inline(never)]

@@ -17,13 +17,6 @@ use super::table::{Entry, State, Table};
 use super::tally::Outcome;
 use super::{EntryInfo, Place, RemovalCause, ShardedCache};
 
-/// What the read lock showed.
-pub(super) enum Seen<V> {
-    Live(V, HitNote),
-    Expired,
-    Absent,
-}
-
 /// What a look at a key shows, from [`ShardedCache::look_slice`].
 pub(crate) enum Sight<V> {
     /// A value within its time-to-live.
@@ -175,11 +168,13 @@ where
         let now = self.now_for_reading();
         let at = self.place(key);
         let table = at.shard.read(patience)?;
-        let seen = match self.find(&table, at.hash, key) {
-            None => Seen::Absent,
-            Some((id, entry)) => match table.state(id, entry, now) {
+        let state = match self.find(&table, at.hash, key) {
+            None => State::Stale,
+            Some((id, entry)) => {
+                let state = table.state(id, entry, now);
                 // In a straight line: a hit is what this cache is for.
-                State::Fresh => {
+                if state == State::Fresh {
+                    // First of all, as the count in front of the value is far away.
                     let value = entry.value.clone();
                     table.note_use(id, now);
                     let note = table.hit(id);
@@ -190,12 +185,15 @@ where
                     }
                     return Some(Some(value));
                 }
-                State::Stale => Seen::Absent,
-                State::Dead => Seen::Expired,
-            },
+                state
+            }
         };
         drop(table);
-        self.conclude(key, at, now, seen, patience)
+        if state == State::Dead {
+            return Some(self.get_expired(key, at, now, patience));
+        }
+        self.tally.count(at.number, Outcome::Miss);
+        Some(None)
     }
 
     /// The entry of `key`, alive or not, in a table whose lock is held.
@@ -211,34 +209,6 @@ where
         Q: Equivalent<K> + ?Sized,
     {
         if self.is_current(table) { table.find(hash, key) } else { None }
-    }
-
-    /// Counts what was seen, and removes what was seen expired. What found no place to be noted is
-    /// the caller's to note.
-    #[inline]
-    pub(super) fn conclude<Q, P>(
-        &self,
-        key: &Q,
-        at: Place<'_, K, V>,
-        now: Stamp,
-        seen: Seen<V>,
-        patience: P,
-    ) -> Option<Option<V>>
-    where
-        Q: Hash + Equivalent<K> + ?Sized,
-        P: Patience,
-    {
-        match seen {
-            Seen::Live(value, _) => {
-                self.tally.count(at.number, Outcome::Hit);
-                Some(Some(value))
-            }
-            Seen::Absent => {
-                self.tally.count(at.number, Outcome::Miss);
-                Some(None)
-            }
-            Seen::Expired => Some(self.get_expired(key, at, now, patience)),
-        }
     }
 
     /// Notes hits in one shard, no more than a group, under its write lock. With a deadline that
@@ -270,7 +240,13 @@ where
     /// removing it is left to others.
     #[cold]
     #[inline(never)]
-    fn get_expired<Q, P>(&self, key: &Q, at: Place<'_, K, V>, now: Stamp, patience: P) -> Option<V>
+    pub(super) fn get_expired<Q, P>(
+        &self,
+        key: &Q,
+        at: Place<'_, K, V>,
+        now: Stamp,
+        patience: P,
+    ) -> Option<V>
     where
         Q: Hash + Equivalent<K> + ?Sized,
         P: Patience,

@@ -189,7 +189,20 @@ impl<K, V> Table<K, V> {
         found
     }
 
+    /// The slot in which `hash` probably is, without looking there.
+    #[inline(always)]
+    pub(super) fn likely_slot(&self, hash: SlotHash) -> Option<SlotId> {
+        self.index.likely(hash)
+    }
+
+    /// Reads something of a slot, so that the processor has it. What is returned must be used.
+    #[inline(always)]
+    pub(super) fn touch_slot(&self, id: SlotId) -> u64 {
+        self.entry(id).map_or(0, |entry| entry.expiry.nanos())
+    }
+
     /// The entry in a slot that an order named.
+    #[inline]
     pub(super) fn entry(&self, id: SlotId) -> Option<&Entry<K, V>> {
         match &self.slots[id] {
             Slot::Occupied(entry) => Some(entry),

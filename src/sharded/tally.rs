@@ -79,22 +79,28 @@ impl Tally {
 
     #[inline]
     pub(super) fn count(&self, shard: usize, outcome: Outcome) {
+        self.add(shard, outcome, 1);
+    }
+
+    /// Counts as many at once.
+    #[inline]
+    pub(super) fn add(&self, shard: usize, outcome: Outcome, times: u64) {
         // Neither `UNKNOWN` nor `NONE` is the number of a lane.
         let number = NUMBER.get();
         if number >= self.own {
-            return self.count_without_lane(shard, outcome);
+            return self.add_without_lane(shard, outcome, times);
         }
         let cell = self.cells(number, shard).of(outcome);
-        cell.store(cell.load(Relaxed) + 1, Relaxed);
+        cell.store(cell.load(Relaxed) + times, Relaxed);
     }
 
     #[cold]
     #[inline(never)]
-    fn count_without_lane(&self, shard: usize, outcome: Outcome) {
+    fn add_without_lane(&self, shard: usize, outcome: Outcome, times: u64) {
         if NUMBER.get() == UNKNOWN && lease().is_some_and(|number| number < self.own) {
-            return self.count(shard, outcome);
+            return self.add(shard, outcome, times);
         }
-        self.cells(self.own, shard).of(outcome).fetch_add(1, Relaxed);
+        self.cells(self.own, shard).of(outcome).fetch_add(times, Relaxed);
     }
 
     #[inline]
