@@ -308,8 +308,9 @@ impl<K, V, S> ShardedCache<K, V, S> {
         self.shards.iter().enumerate().map(shard_stats).collect()
     }
 
-    fn written_at(&self, entry: &Entry<K, V>) -> DateTime<Utc> {
-        self.created.1 + TimeDelta::seconds(i64::from(entry.written))
+    /// The wall clock so many seconds after the cache was made.
+    fn wall_time_after(&self, seconds: u32) -> DateTime<Utc> {
+        self.created.1 + TimeDelta::seconds(i64::from(seconds))
     }
 
     /// The moment for a read: exact to a tick. If nothing can expire there is no look at the clock,

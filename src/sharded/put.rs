@@ -123,8 +123,7 @@ where
     }
 
     /// Stores `newcomer` in one lock hold and takes it, if that is as simple as it nearly always is:
-    /// the old value weighs no less, or there is room, or one entry of this shard makes enough of
-    /// it. Otherwise it is left for [`carry_out`](Self::carry_out), which can do all the rest and
+    /// the old value weighs no less, or there is room, or one entry that leaves makes enough of it. Otherwise it is left for [`carry_out`](Self::carry_out), which can do all the rest and
     /// takes twice as long.
     #[inline]
     pub(super) fn put_at_once<P: Patience>(
@@ -145,26 +144,30 @@ where
             }
             let counters = &at.shard.counters;
             let (weight, now) = (new.weight, new.now);
+            let (mut reservation, need) = (Reservation::new(&self.budget), Amount::one(weight));
             if let Some((id, entry)) = table.find(new.hash, &new.key) {
-                let is_alive = table.state(id, entry, now) != State::Dead;
-                if !is_alive || weight > entry.weight {
+                if table.state(id, entry, now) != State::Dead {
+                    if weight > entry.weight {
+                        return;
+                    }
+                    let Some(new) = newcomer.take() else { return };
+                    if let Some(replaced) = table.replace(id, new) {
+                        let freed = Amount { entries: 0, weight: replaced.weight - weight };
+                        self.budget.release(freed);
+                        gone = Some((replaced.key, replaced.value, RemovalCause::Replaced));
+                    }
+                    counters.updates.count();
                     return;
                 }
-                let Some(new) = newcomer.take() else { return };
-                if let Some(replaced) = table.replace(id, new) {
-                    let freed = Amount { entries: 0, weight: replaced.weight - weight };
-                    self.budget.release(freed);
-                    gone = Some((replaced.key, replaced.value, RemovalCause::Replaced));
+                // An expired entry of the same key is no update: it leaves, and gives its room.
+                if let Some(entry) = table.take(id, Leave::Other) {
+                    reservation.take_over(Amount::one(entry.weight));
+                    counters.expired.count();
+                    gone = Some((entry.key, entry.value, RemovalCause::Expired));
                 }
-                counters.updates.count();
-                return;
             }
-            if table.is_full() {
-                return;
-            }
-            let (mut reservation, need) = (Reservation::new(&self.budget), Amount::one(weight));
             if let Err(shortage) = reservation.cover(need) {
-                if !self.has_its_share(table.held(), shortage) {
+                if gone.is_some() || !self.has_its_share(table.held(), shortage) {
                     return;
                 }
                 let Some((entry, verdict)) = table.make_way(shortage, now, None, true) else {
@@ -177,6 +180,9 @@ where
                 if reservation.cover(need).is_err() {
                     return;
                 }
+            }
+            if table.is_full() {
+                return;
             }
             if let Some(new) = newcomer.take() {
                 table.insert(new);

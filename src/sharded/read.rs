@@ -153,7 +153,7 @@ where
         let now = self.config.time.now();
         self.look(key, now, |table, id, entry| EntryInfo {
             weight: entry.weight,
-            written_at: self.written_at(entry),
+            written_at: self.wall_time_after(table.written(id)),
             expires_in: table.life_left(id, entry, now),
         })
     }
@@ -177,7 +177,7 @@ where
                     // First of all, as the count in front of the value is far away.
                     let value = entry.value.clone();
                     table.note_use(id, now);
-                    let note = table.hit(id);
+                    let note = table.hit(id, entry);
                     drop(table);
                     self.tally.count(at.number, Outcome::Hit);
                     if note == HitNote::Full {

@@ -142,7 +142,7 @@ where
                         table.note_use(id, now);
                         // After a note that found no place, none for the same shard may be taken
                         // before it.
-                        if noted.is_full || table.hit(id) == HitNote::Full {
+                        if noted.is_full || table.hit(id, entry) == HitNote::Full {
                             noted.is_full = true;
                             unnoted |= 1 << place;
                         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use equivalent::Equivalent;
 
 use crate::error::{ErrorKind, InsertError};
+use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::budget::{Amount, Shortage};
 use super::chunked::{Chunked, SlotId};
@@ -17,7 +18,7 @@ use super::expiry::{Expiry, Jitter, Life};
 use super::idle::Idle;
 use super::index::{Index, SlotHash};
 use super::policy::{
-    AnyPolicy, EvictionPolicy, HitNote, Learner, Leave, MemoryPressure, Policy, Sizes,
+    AnyPolicy, EvictionPolicy, HitNote, Learner, Leave, MemoryPressure, NO_MARK, Policy, Sizes,
 };
 
 /// An entry in its slot. With a 24-byte key and a 16-byte value it is one cache line.
@@ -28,8 +29,9 @@ pub(super) struct Entry<K, V> {
     pub(super) expiry: Stamp,
     pub(super) weight: u64,
     hash: SlotHash,
-    /// Seconds since the cache was made; for people.
-    pub(super) written: u32,
+    /// The [`mark`](Policy::mark) of the policy when it had nothing more to learn from hits of this
+    /// entry. Here, so that such a hit touches no memory but the slot's.
+    settled: AtomicU32,
 }
 
 #[derive(Debug)]
@@ -100,6 +102,9 @@ impl Plan {
     }
 }
 
+/// In place of a mark: nothing has been settled yet.
+const UNSETTLED: u32 = 0;
+
 /// What an entry is good for at some moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
@@ -126,6 +131,11 @@ pub(super) struct Table<K, V> {
     expiry: Expiry,
     /// Only where entries may be idle for too long.
     idle: Option<Idle>,
+    /// The [`mark`](Policy::mark) of the policy. Here, so that it is found without asking which
+    /// policy it is.
+    mark: u32,
+    /// For each slot, when its value was written, in seconds since the cache was made; for people.
+    written: Chunked<u32>,
     held: Amount,
     /// The latest moment seen by a write; see [`Expiry::schedule`].
     latest: Stamp,
@@ -149,6 +159,8 @@ impl<K, V> Table<K, V> {
             sizes: (plan.pressure == MemoryPressure::LargestFirst).then(Sizes::default),
             expiry: Expiry::new(plan.jitter),
             idle: plan.time_to_idle.map(Idle::new),
+            mark: NO_MARK,
+            written: Chunked::default(),
             held: Amount::default(),
             latest: Stamp::ZERO,
         }
@@ -267,8 +279,22 @@ impl<K, V> Table<K, V> {
 
     /// Notes a hit, under the read lock.
     #[inline]
-    pub(super) fn hit(&self, id: SlotId) -> HitNote {
-        self.policy.hit(id)
+    pub(super) fn hit(&self, id: SlotId, entry: &Entry<K, V>) -> HitNote {
+        // Relaxed, as all that hits note: only the mark itself is compared. It cannot be that of an
+        // earlier entry, as a slot is filled under the write lock.
+        if entry.settled.load(Relaxed) == self.mark {
+            return HitNote::Taken;
+        }
+        let note = self.policy.hit(id);
+        if note == HitNote::Settled {
+            entry.settled.store(self.mark, Relaxed);
+        }
+        note
+    }
+
+    /// When the value in a slot was written, in seconds since the cache was made.
+    pub(super) fn written(&self, id: SlotId) -> u32 {
+        self.written.get(id).copied().unwrap_or_default()
     }
 
     /// Notes a use, under the write lock.
@@ -292,6 +318,11 @@ impl<K, V> Table<K, V> {
         });
     }
 
+    /// Last of all under every write lock.
+    pub(super) fn unsettle(&mut self) {
+        self.mark = self.policy.mark();
+    }
+
     /// Whether no slot is left for another entry: four billion entries in one shard.
     pub(super) fn is_full(&self) -> bool {
         self.vacant == SlotId::NONE && self.slots.is_full()
@@ -302,7 +333,14 @@ impl<K, V> Table<K, V> {
         let Newcomer { key, value, hash, weight, size, lifetime, life, now, written } = newcomer;
         self.latest = self.latest.max(now);
         let expiry = self.latest.expiry(lifetime);
-        let slot = Slot::Occupied(Entry { key, value, expiry, weight, hash, written });
+        let slot = Slot::Occupied(Entry {
+            key,
+            value,
+            expiry,
+            weight,
+            hash,
+            settled: AtomicU32::new(UNSETTLED),
+        });
         let id = match self.vacant {
             SlotId::NONE => self.slots.push(slot),
             id => {
@@ -312,6 +350,7 @@ impl<K, V> Table<K, V> {
                 id
             }
         };
+        *self.written.reach(id) = written;
         self.index.insert(hash, id);
         self.policy.insert(id, hash);
         if let Some(sizes) = &mut self.sizes {
@@ -343,7 +382,7 @@ impl<K, V> Table<K, V> {
             sizes.remove(id);
             sizes.insert(id, newcomer.size);
         }
-        entry.written = newcomer.written;
+        *self.written.reach(id) = newcomer.written;
         let weight = std::mem::replace(&mut entry.weight, newcomer.weight);
         let value = std::mem::replace(&mut entry.value, newcomer.value);
         self.held = self.held.saturating_sub(Amount { entries: 0, weight });

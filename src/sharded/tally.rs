@@ -25,9 +25,9 @@ use std::sync::{Mutex, PoisonError};
 /// How many threads at a time can count alone.
 const NUMBERS: usize = 128;
 
-/// The lines that a cache makes for them: 2 MB. One with over a thousand shards has lanes for fewer
+/// The cells that a cache makes for them: 2 MB. One with over a thousand shards has lanes for fewer
 /// threads.
-const LINES: usize = 1 << 14;
+const CELLS: usize = 1 << 17;
 
 /// Hits and misses of one shard.
 #[derive(Debug, Default)]
@@ -36,18 +36,18 @@ struct Cells {
     misses: AtomicU64,
 }
 
-/// The cells of eight shards: two cache lines, shared with no other thread.
-#[derive(Debug, Default)]
-#[repr(align(128))]
-struct Line([Cells; 8]);
+/// Cells of a cache line pair; a lane begins with one, so that it shares none with another.
+const PAIR: usize = 128 / size_of::<Cells>();
 
 #[derive(Debug)]
 pub(super) struct Tally {
     /// The lanes one after the other: the cells of one thread for all shards. The last lane is for
     /// the threads that have none of their own. In one piece, so that a count on the way of every
     /// hit finds its cell by arithmetic.
-    lines: Box<[Line]>,
-    /// Lines of a lane.
+    cells: Box<[Cells]>,
+    /// The first cell of the first lane.
+    first: usize,
+    /// Cells of a lane.
     stride: usize,
     /// Lanes that belong to one thread each.
     own: usize,
@@ -72,9 +72,12 @@ impl Cells {
 
 impl Tally {
     pub(super) fn new(shards: usize) -> Self {
-        let stride = shards.div_ceil(8);
-        let own = (LINES / stride).clamp(1, NUMBERS);
-        Self { lines: (0..(own + 1) * stride).map(|_| Line::default()).collect(), stride, own }
+        let stride = shards.next_multiple_of(PAIR);
+        let own = (CELLS / stride).clamp(1, NUMBERS);
+        let all = (own + 1) * stride + PAIR - 1;
+        let cells: Box<[Cells]> = (0..all).map(|_| Cells::default()).collect();
+        let past_line = cells.as_ptr().addr() % 128 / size_of::<Cells>();
+        Self { cells, first: (PAIR - past_line) % PAIR, stride, own }
     }
 
     #[inline]
@@ -105,7 +108,7 @@ impl Tally {
 
     #[inline]
     fn cells(&self, lane: usize, shard: usize) -> &Cells {
-        &self.lines[lane * self.stride + shard / 8].0[shard % 8]
+        &self.cells[self.first + lane * self.stride + shard]
     }
 
     /// Hits and misses of one shard so far.

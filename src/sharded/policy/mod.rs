@@ -60,11 +60,21 @@ pub enum MemoryPressure {
     LargestFirst,
 }
 
+/// The [`Policy::mark`] of a policy that settles nothing.
+pub(super) const NO_MARK: u32 = u32::MAX;
+
+/// A mark for a number that counts up: half of the marks go by before one comes again.
+const fn mark_of(count: u32) -> u32 {
+    (count & NO_MARK >> 1) + 1
+}
+
 /// What a policy makes of a hit that it was told of under the read lock.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum HitNote {
     /// Taken.
     Taken,
+    /// Taken, and more hits of the slot are not worth a note until [`Policy::mark`] changes.
+    Settled,
     /// No place to take it: the caller gets the write lock and calls [`Policy::touch`].
     Full,
 }
@@ -81,6 +91,12 @@ pub(super) enum Leave {
 pub(super) trait Policy {
     /// A new entry stands in `slot`.
     fn insert(&mut self, slot: SlotId, hash: SlotHash);
+
+    /// What changes whenever a slot that was [settled](HitNote::Settled) is so no longer: never 0,
+    /// and under the write lock only.
+    fn mark(&self) -> u32 {
+        NO_MARK
+    }
 
     /// The entry in `slot` was read. Under the *read* lock: relaxed atomics only.
     fn hit(&self, slot: SlotId) -> HitNote;
@@ -142,6 +158,11 @@ impl AnyPolicy {
 impl Policy for AnyPolicy {
     fn insert(&mut self, slot: SlotId, hash: SlotHash) {
         each!(self, policy => policy.insert(slot, hash));
+    }
+
+    #[inline]
+    fn mark(&self) -> u32 {
+        each!(self, policy => policy.mark())
     }
 
     #[inline]

@@ -18,7 +18,7 @@ use crate::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use super::super::chunked::{Chunked, SlotId};
 use super::super::index::SlotHash;
-use super::{HitNote, Leave, Links, List, Policy, validate_lists};
+use super::{HitNote, Leave, Links, List, Policy, mark_of, validate_lists};
 
 /// Uses are counted up to three: two bits, as in the paper.
 const MOST_USES: u8 = 3;
@@ -39,6 +39,8 @@ pub(in super::super) struct S3Fifo {
     small: List,
     main: List,
     ghosts: Ghosts,
+    /// How often uses have been taken from an entry; that ends what was [settled](HitNote::Settled).
+    round: u32,
 }
 
 impl S3Fifo {
@@ -68,13 +70,19 @@ impl Policy for S3Fifo {
     }
 
     #[inline]
+    fn mark(&self) -> u32 {
+        mark_of(self.round)
+    }
+
+    #[inline]
     fn hit(&self, slot: SlotId) -> HitNote {
         let byte = &self.uses[slot];
         let seen = byte.load(Relaxed);
         if seen & !IN_MAIN < MOST_USES {
             byte.store(seen + 1, Relaxed);
+            return HitNote::Taken;
         }
-        HitNote::Taken
+        HitNote::Settled
     }
 
     fn touch(&mut self, slot: SlotId) {
@@ -106,12 +114,14 @@ impl Policy for S3Fifo {
                 if uses < PROVEN && keep != Some(oldest) {
                     return Some(oldest);
                 }
+                self.round = self.round.wrapping_add(1);
                 self.small.remove(&mut self.links, oldest);
                 self.push_main(oldest, 0);
             } else {
                 if uses == 0 && keep != Some(oldest) {
                     return Some(oldest);
                 }
+                self.round = self.round.wrapping_add(1);
                 self.main.remove(&mut self.links, oldest);
                 self.push_main(oldest, uses.saturating_sub(1));
             }

@@ -38,7 +38,7 @@ use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::super::chunked::{Chunked, SlotId};
 use super::super::index::SlotHash;
-use super::{HitNote, Leave, Policy};
+use super::{HitNote, Leave, Policy, mark_of};
 use ghosts::{Ghosts, Sample};
 pub(in super::super) use learner::Learner;
 use learner::{Class, TICKS};
@@ -232,6 +232,12 @@ impl Policy for HitDensity {
         }
     }
 
+    /// The tick: within one, the first hit says all.
+    #[inline]
+    fn mark(&self) -> u32 {
+        mark_of(self.clock.tick)
+    }
+
     #[inline]
     fn hit(&self, slot: SlotId) -> HitNote {
         let word = &self.traces[slot];
@@ -247,7 +253,7 @@ impl Policy for HitDensity {
                 self.learner.ended(class, age);
             }
         }
-        HitNote::Taken
+        HitNote::Settled
     }
 
     fn touch(&mut self, slot: SlotId) {
