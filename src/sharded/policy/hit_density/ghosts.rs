@@ -13,11 +13,27 @@ const WAYS: usize = 4;
 /// Buckets of the sample that are looked through in a tick.
 const BITE: usize = 4;
 
-/// The bucket of a hash, by its upper bits.
-fn bucket<T>(words: &mut [T], hash: SlotHash) -> &mut [T] {
-    let buckets = words.len() / WAYS;
-    let bucket = ((u64::from(hash.0) * buckets as u64) >> 32) as usize;
-    &mut words[bucket * WAYS..][..WAYS]
+type Bucket<T> = [T; WAYS];
+
+/// The bucket of a hash, by its upper bits; none if there are none.
+#[inline]
+fn bucket<T>(buckets: &mut [Bucket<T>], hash: SlotHash) -> Option<&mut Bucket<T>> {
+    let bucket = (u64::from(hash.0) * buckets.len() as u64) >> 32;
+    buckets.get_mut(bucket as usize)
+}
+
+/// The word to be overwritten: an empty one, else the oldest.
+#[inline]
+fn oldest<T: Copy + Default + PartialEq>(bucket: &mut Bucket<T>, age: impl Fn(T) -> u32) -> &mut T {
+    let mut oldest = (0, 0);
+    for (way, &word) in bucket.iter().enumerate() {
+        // Ages have less than 32 bits.
+        let age = if word == T::default() { u32::MAX } else { age(word) };
+        if age >= oldest.0 {
+            oldest = (age, way);
+        }
+    }
+    &mut bucket[oldest.1]
 }
 
 /// Hash, time of the last use and class of what left, in buckets of four.
@@ -25,7 +41,7 @@ fn bucket<T>(words: &mut [T], hash: SlotHash) -> &mut [T] {
 pub(super) struct Ghosts {
     /// From the top: 16 bits of a hash, 11 of the tick, the class; 0 is empty. The time wraps after
     /// 16 capacities; who was then not overwritten is mistaken for new once in 16,000 lookups.
-    words: Box<[u32]>,
+    words: Box<[Bucket<u32>]>,
     /// How many entries the shard had when the table was made.
     length: usize,
 }
@@ -62,14 +78,10 @@ impl Ghosts {
         if length > self.length + self.length / 2 || length < self.length / 4 {
             self.resize(length);
         }
-        let words = bucket(&mut self.words, hash);
-        let rank = |way: &usize| match words[*way] {
-            0 => u32::MAX,
-            word => Self::age(word, now),
-        };
-        let oldest = (0..WAYS).max_by_key(rank).unwrap_or(0);
-        // 0 is empty: a word that happens to be 0 is not remembered.
-        words[oldest] = Self::word(hash, tick, class);
+        if let Some(bucket) = bucket(&mut self.words, hash) {
+            // 0 is empty: a word that happens to be 0 is not remembered.
+            *oldest(bucket, |word| Self::age(word, now)) = Self::word(hash, tick, class);
+        }
     }
 
     /// Starts over for another length; zeroed words from the allocator, nothing is moved. Half as
@@ -77,18 +89,15 @@ impl Ghosts {
     /// words are taken the oldest gives way.
     fn resize(&mut self, length: usize) {
         self.length = length.max(2 * WAYS);
-        let words = (self.length + self.length / 2).next_multiple_of(WAYS);
-        self.words = vec![0; words].into_boxed_slice();
+        let buckets = (self.length + self.length / 2).div_ceil(WAYS);
+        self.words = vec![[0; WAYS]; buckets].into_boxed_slice();
     }
 
     /// How long ago the key of `hash` was used and the class it had, if that is remembered. It is
     /// forgotten now.
     pub(super) fn take(&mut self, hash: SlotHash, now: u32) -> Option<(u32, Class)> {
-        if self.words.is_empty() {
-            return None;
-        }
-        let found = bucket(&mut self.words, hash).iter_mut().find(|word| {
-            **word != 0 && **word >> 16 == hash.0 & 0xFFFF && Self::age(**word, now) <= Self::MEMORY
+        let found = bucket(&mut self.words, hash)?.iter_mut().find(|word| {
+            **word >> 16 == hash.0 & 0xFFFF && **word != 0 && Self::age(**word, now) <= Self::MEMORY
         })?;
         let word = std::mem::take(found);
         Some((Self::age(word, now), Class::from_bits(word)))
@@ -102,7 +111,7 @@ impl Ghosts {
 pub(super) struct Sample {
     /// Those watched after they left, in buckets of four: from the top 23 bits of the hash, 31 of
     /// the tick of the last use, the bin up to which the wait was counted, the class; 0 is empty.
-    gone: Box<[u64]>,
+    gone: Box<[Bucket<u64>]>,
     /// One key in `2^rarity` belongs to the sample.
     rarity: u32,
     /// One key in so many is watched after it left.
@@ -158,9 +167,9 @@ impl Sample {
         // As many leave while one is watched as are inserted in 16 capacities, at most.
         let all = self.length * (OLDEST / TICKS) as usize;
         self.every = all.div_ceil(most).next_power_of_two().ilog2().max(self.rarity);
-        let watched = all.min(most).next_multiple_of(WAYS);
+        let buckets = all.min(most).div_ceil(WAYS);
         // Those watched until now are forgotten; so far they have been counted.
-        self.gone = vec![0; watched].into_boxed_slice();
+        self.gone = vec![[0; WAYS]; buckets].into_boxed_slice();
     }
 
     /// An entry of the sample was evicted; it was last used at `tick`. If there is no place, the one
@@ -174,25 +183,20 @@ impl Sample {
     ) {
         let bin = Bin::of(now.wrapping_sub(tick));
         learner.cut(class, bin);
-        if self.gone.is_empty() || Self::lot(hash) & ((1 << self.every) - 1) != 0 {
+        if Self::lot(hash) & ((1 << self.every) - 1) != 0 {
             return;
         }
-        let words = bucket(&mut self.gone, hash);
-        let rank = |way: &usize| match words[*way] {
-            0 => u32::MAX,
-            word => Self::age(word, now),
-        };
-        let oldest = (0..WAYS).max_by_key(rank).unwrap_or(0);
-        words[oldest] = Self::word(hash, tick, bin, class);
+        if let Some(bucket) = bucket(&mut self.gone, hash) {
+            *oldest(bucket, |word| Self::age(word, now)) = Self::word(hash, tick, bin, class);
+        }
     }
 
     /// Counts how long some of those watched have waited by now, and gives up who has waited too
     /// long. Called once a tick, so all are looked at twice in a capacity.
     pub(super) fn sweep(&mut self, learner: &Learner, now: u32) {
-        let buckets = self.gone.len() / WAYS;
-        for _ in 0..buckets.min(BITE) {
-            self.cursor = (self.cursor + 1) % buckets;
-            for word in &mut self.gone[self.cursor * WAYS..][..WAYS] {
+        for _ in 0..self.gone.len().min(BITE) {
+            self.cursor = if self.cursor + 1 < self.gone.len() { self.cursor + 1 } else { 0 };
+            for word in &mut self.gone[self.cursor] {
                 if *word == 0 {
                     continue;
                 }
@@ -214,16 +218,12 @@ impl Sample {
 
     /// A key of the sample is here again: its wait has ended, if it was watched.
     pub(super) fn back(&mut self, hash: SlotHash, learner: &Learner, now: u32) {
-        if self.gone.is_empty() {
-            return;
-        }
+        let Some(bucket) = bucket(&mut self.gone, hash) else { return };
         let same = u64::from(hash.0) << Self::HASH >> Self::HASH;
-        let found = bucket(&mut self.gone, hash)
-            .iter_mut()
-            .find(|word| **word != 0 && **word >> Self::HASH == same);
-        if let Some(word) = found.map(std::mem::take) {
+        let is_same = |word: &&mut u64| **word >> Self::HASH == same && **word != 0;
+        if let Some(word) = bucket.iter_mut().find(is_same).map(std::mem::take) {
             learner.begun(Self::class(word), Self::counted(word));
-            learner.ended(Self::class(word), Self::age(word, now));
+            learner.ended(Self::class(word), Bin::of(Self::age(word, now)));
         }
     }
 }
@@ -271,7 +271,7 @@ mod tests {
         for &length in lengths {
             let mut sample = Sample::default();
             sample.fit(length, 1024);
-            assert!(sample.gone.len() <= 1024);
+            assert!(sample.gone.len() * WAYS <= 1024);
             let of = if cfg!(miri) { 500 } else { 10_000 };
             let watched = (0..of).filter(|&i| sample.contains(hash(i))).count();
             let wanted = of as usize >> sample.rarity;

@@ -33,7 +33,7 @@
 
 // Not through `sync`: nothing is promised about the order of these accesses, and a scheduling
 // point at each would only make the explorations of shuttle longer.
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
 
 /// Ticks in a capacity: the time in which as many entries are inserted as the shard holds.
 pub(super) const TICKS: u32 = 128;
@@ -41,7 +41,8 @@ pub(super) const TICKS: u32 = 128;
 /// nothing, and with half of it loops and slow re-use were seen too late (0.3 points in replays).
 pub(super) const OLDEST: u32 = 16 * TICKS;
 /// Two bins for each doubling of the age, from a tick to [`OLDEST`]; with one, 0.3 points are lost.
-const BINS: usize = 24;
+/// The first and the third stay empty, which makes the bin of an age easy to find.
+const BINS: usize = 25;
 /// How often an entry was used, up to 7.
 const FREQUENCIES: usize = 8;
 /// How long the wait before the last access was: none, up to a quarter of a capacity, up to a whole
@@ -69,15 +70,22 @@ pub(super) struct Class(u8);
 impl Class {
     /// Never used again so far, as far as is remembered.
     pub(super) const NEW: Self = Self(0);
+    /// No entry has this class, and its worth is more than that of any.
+    pub(super) const NOBODY: Self = Self(1);
 
     pub(super) const BITS: u32 = CLASSES.ilog2();
 
     pub(super) fn from_bits(bits: u32) -> Self {
-        Self(bits as u8 & (CLASSES - 1) as u8)
+        Self((bits % CLASSES as u32) as u8)
     }
 
-    pub(super) fn bits(self) -> u32 {
-        u32::from(self.0)
+    pub(super) const fn bits(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Whether entries can have the class of this number: who was not used again has had no wait.
+    fn occurs(class: usize) -> bool {
+        class == Self::NEW.0 as usize || class >= INTERVALS
     }
 
     /// The class after a wait of `age` ticks ended in an access.
@@ -95,7 +103,7 @@ impl Class {
 
 /// The bin of an age.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Bin(u8);
+pub(super) struct Bin(u32);
 
 impl Bin {
     pub(super) const BITS: u32 = 5;
@@ -103,43 +111,56 @@ impl Bin {
     /// That of an age in ticks.
     #[inline]
     pub(super) fn of(age: u32) -> Self {
-        Self(bin(age) as u8)
+        Self(Self::of_fourfold(4 * age.min(OLDEST) + 3).index() as u32)
+    }
+
+    /// That of an age in ticks, given four times and three more.
+    #[inline]
+    pub(super) fn of_fourfold(age: u32) -> Self {
+        // The bits of a float above all but one of its mantissa's: twice the exponent, and in which
+        // half of the doubling. The exponent of 2 has no bits among the lower ones.
+        Self((age as f32).to_bits() >> 22)
+    }
+
+    /// Its place among the counts.
+    #[inline]
+    fn index(self) -> usize {
+        (self.0 as usize % Row::BINS).min(BINS - 1)
     }
 
     pub(super) fn from_bits(bits: u32) -> Self {
-        Self((bits as u8 & ((1 << Self::BITS) - 1)).min(BINS as u8 - 1))
+        Self(bits % (1 << Self::BITS))
     }
 
     pub(super) fn bits(self) -> u32 {
-        u32::from(self.0)
-    }
-}
-
-/// The bin of an age in ticks.
-#[inline]
-fn bin(age: u32) -> usize {
-    match age.checked_ilog2() {
-        None => 0,
-        // The doubling, and in which half of it.
-        Some(octave) => {
-            let upper = if octave == 0 { 0 } else { age >> (octave - 1) & 1 };
-            (1 + 2 * octave + upper).min(BINS as u32 - 1) as usize
-        }
+        self.0
     }
 }
 
 /// The age at which a bin begins, in ticks.
-fn edge(bin: usize) -> f32 {
-    match bin.checked_sub(1) {
-        None => 0.0,
-        Some(bin) => (1 << (bin / 2)) as f32 * if bin % 2 == 0 { 1.0 } else { 1.5 },
+const fn edge(bin: usize) -> f32 {
+    match bin {
+        0 | 1 => 0.0,
+        2 | 3 => 1.0,
+        _ => (1 << (bin / 2 - 1)) as f32 * if bin.is_multiple_of(2) { 1.0 } else { 1.5 },
     }
 }
 
 /// The age at which a bin ends, in ticks; the last is taken to be half as long as all before.
-fn end(bin: usize) -> f32 {
+const fn end(bin: usize) -> f32 {
     if bin == BINS - 1 { edge(bin) * 1.5 } else { edge(bin + 1) }
 }
+
+/// How long each bin is.
+const WIDTHS: [f32; BINS] = {
+    let mut widths = [0.0; BINS];
+    let mut bin = 0;
+    while bin < BINS {
+        widths[bin] = end(bin) - edge(bin);
+        bin += 1;
+    }
+    widths
+};
 
 /// Counts of waits by bin.
 #[derive(Debug)]
@@ -182,6 +203,36 @@ impl Waits {
     }
 }
 
+/// What it is worth to keep an entry: a float without its sign and the lower half of its mantissa.
+/// What differs by less than a 256th is equal.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Worth(u16);
+
+impl Worth {
+    /// More than anybody's.
+    const MOST: Self = Self(u16::MAX);
+
+    fn of(value: f32) -> Self {
+        Self((value.to_bits() >> 15) as u16)
+    }
+
+    #[inline]
+    pub(super) fn bits(self) -> u16 {
+        self.0
+    }
+}
+
+/// The worth of a class by bin; what is used of it is one line of the processor's cache.
+#[derive(Debug)]
+#[repr(align(64))]
+struct Row([AtomicU16; Row::BINS]);
+
+impl Row {
+    /// As many as ages can have: those from [`BINS`] on are like the last of these, so that nothing
+    /// need be compared. They are next to never touched.
+    const BINS: usize = 64;
+}
+
 /// A number that is replaced as a whole.
 #[derive(Debug)]
 struct Value(AtomicU32);
@@ -209,7 +260,7 @@ pub(in super::super::super) struct Learner {
     waits: Box<[Waits]>,
     /// The value of each class at the beginning of each bin. Interpolating gains nothing: what is
     /// equal leaves in the order of age.
-    values: Box<[[Value; BINS]]>,
+    worths: Box<[Row; CLASSES]>,
     /// For each frequency, the part of those at risk whose wait ended, by bin.
     ended: [[Value; BINS]; FREQUENCIES],
     /// How many waits have ended since counts were last decayed, up to [`ENOUGH`].
@@ -226,7 +277,7 @@ impl Learner {
         let zeros = || std::array::from_fn(|_| Value(AtomicU32::new(0)));
         Self {
             waits: (0..CLASSES).map(|_| Waits::default()).collect(),
-            values: (0..CLASSES).map(Self::before_learning).collect(),
+            worths: Box::new(std::array::from_fn(Self::before_learning)),
             ended: std::array::from_fn(|_| zeros()),
             seen: AtomicU32::new(0),
             stage: AtomicU32::new(0),
@@ -236,18 +287,22 @@ impl Learner {
     }
 
     /// Frequency over age, where nothing is known yet.
-    fn before_learning(class: usize) -> [Value; BINS] {
+    fn before_learning(class: usize) -> Row {
         let uses = (class / INTERVALS + 1) as f32;
-        std::array::from_fn(|bin| {
-            let value = uses / (edge(bin) + TICKS as f32);
-            Value(AtomicU32::new(value.to_bits()))
-        })
+        Row(std::array::from_fn(|bin| {
+            let worth = if Class::occurs(class) {
+                Worth::of(uses / (edge(bin.min(BINS - 1)) + TICKS as f32))
+            } else {
+                Worth::MOST
+            };
+            AtomicU16::new(worth.0)
+        }))
     }
 
     /// Counts a wait, or its last stretch, that an access ended.
     #[inline]
-    pub(super) fn ended(&self, class: Class, age: u32) {
-        add(&self.waits[class.0 as usize].ended[bin(age)], ONE);
+    pub(super) fn ended(&self, class: Class, bin: Bin) {
+        add(&self.waits[class.0 as usize].ended[bin.index()], ONE);
         let seen = self.seen.load(Relaxed);
         if seen < ENOUGH {
             self.seen.store(seen + 1, Relaxed);
@@ -256,18 +311,19 @@ impl Learner {
 
     /// Cuts off a wait.
     pub(super) fn cut(&self, class: Class, bin: Bin) {
-        add(&self.waits[class.0 as usize].cut[bin.0 as usize], ONE);
+        add(&self.waits[class.0 as usize].cut[bin.index()], ONE);
     }
 
     /// A wait that was cut off in this bin goes on.
     pub(super) fn begun(&self, class: Class, bin: Bin) {
-        add(&self.waits[class.0 as usize].cut[bin.0 as usize], ONE.wrapping_neg());
+        add(&self.waits[class.0 as usize].cut[bin.index()], ONE.wrapping_neg());
     }
 
     /// What it is worth to keep an entry of this class and age: hits for a tick of a slot's time.
     #[inline]
-    pub(super) fn value(&self, class: Class, age: u32) -> f32 {
-        self.values[class.0 as usize][bin(age)].get()
+    pub(super) fn worth(&self, class: Class, bin: Bin) -> Worth {
+        let row = &self.worths[class.0 as usize % CLASSES];
+        Worth(row.0[bin.0 as usize % Row::BINS].load(Relaxed))
     }
 
     /// After how many ticks a shard takes a [`step`](Self::step): all classes are learned anew
@@ -298,6 +354,9 @@ impl Learner {
             }
         }
         self.turn.store((class as u32 + 1) % CLASSES as u32, Relaxed);
+        if !Class::occurs(class) {
+            return;
+        }
         let frequency = class / INTERVALS;
         if class.is_multiple_of(INTERVALS) {
             self.pool(frequency);
@@ -309,8 +368,9 @@ impl Learner {
             ((ended + PRIOR * self.ended[frequency][bin].get()) / (at_risk.max(ended) + PRIOR))
                 .min(1.0)
         };
-        for (value, learned) in self.values[class].iter().zip(indices(hazard)) {
-            value.set(learned);
+        let learned = indices(hazard);
+        for (bin, worth) in self.worths[class].0.iter().enumerate() {
+            worth.store(Worth::of(learned[bin.min(BINS - 1)]).0, Relaxed);
         }
         if self.stage.load(Relaxed) == 2 {
             self.waits[class].decay();
@@ -335,7 +395,7 @@ impl Learner {
 /// count as dead in the first scan that takes longer than anybody has waited before.
 fn unseen(frequency: usize, bin: usize) -> f32 {
     let part = (frequency + 1) as f32 / FREQUENCIES as f32;
-    part * (end(bin) - edge(bin)) / (end(bin) + TICKS as f32)
+    part * WIDTHS[bin] / (end(bin) + TICKS as f32)
 }
 
 /// The Gittins index at the beginning of each bin, from the part of those at risk that ends its
@@ -347,8 +407,8 @@ fn indices(hazard: impl Fn(usize) -> f32) -> [f32; BINS] {
     for bin in 0..BINS {
         let still = waiting * (1.0 - hazard(bin));
         let (spent, hits) = points[bin];
-        let width = (end(bin) - edge(bin)).max(f32::MIN_POSITIVE);
-        points[bin + 1] = (spent + (waiting + still) / 2.0 * width + 1e-6, hits + waiting - still);
+        let wait = (waiting + still) / 2.0 * WIDTHS[bin] + 1e-6;
+        points[bin + 1] = (spent + wait, hits + waiting - still);
         waiting = still;
     }
     let slope = |from: usize, to: usize| {
@@ -359,10 +419,16 @@ fn indices(hazard: impl Fn(usize) -> f32) -> [f32; BINS] {
     let mut corners = 1;
     let mut indices = [0.0; BINS];
     for bin in (0..BINS).rev() {
-        while corners > 1 && slope(bin, hull[corners - 1]) <= slope(bin, hull[corners - 2]) {
+        let mut steepest = slope(bin, hull[corners - 1]);
+        while corners > 1 {
+            let further = slope(bin, hull[corners - 2]);
+            if further < steepest {
+                break;
+            }
+            steepest = further;
             corners -= 1;
         }
-        indices[bin] = slope(bin, hull[corners - 1]);
+        indices[bin] = steepest;
         hull[corners] = bin;
         corners += 1;
     }
@@ -377,12 +443,15 @@ mod tests {
     fn bins_follow_one_another_and_hold_their_ages() {
         let mut last = 0;
         for age in 0..3 * OLDEST {
-            let bin = bin(age);
+            let bin = Bin::of(age).index();
             assert!(bin >= last && edge(bin) <= age as f32, "{age} in {bin}");
             assert!(bin == BINS - 1 || (age as f32) < edge(bin + 1), "{age} in {bin}");
             last = bin;
         }
-        assert_eq!((last, bin(OLDEST), bin(OLDEST - 1)), (BINS - 1, BINS - 1, BINS - 2));
+        assert_eq!(
+            (last, Bin::of(OLDEST).index(), Bin::of(OLDEST - 1).index()),
+            (BINS - 1, BINS - 1, BINS - 2)
+        );
     }
 
     #[test]
@@ -397,6 +466,10 @@ mod tests {
             .map(|age| Class::NEW.after(age).0 as usize % INTERVALS)
             .into();
         assert_eq!(intervals, [1, 1, 2, 2, 3, 3]);
+    }
+
+    fn value(learner: &Learner, class: Class, age: u32) -> f32 {
+        f32::from_bits(u32::from(learner.worth(class, Bin::of(age)).0) << 15)
     }
 
     /// The definition, horizon by horizon.
@@ -436,10 +509,10 @@ mod tests {
         let class = Class::NEW;
         for _ in 0..1000 {
             // All come back after just over one capacity, as in a loop.
-            learner.ended(class, TICKS + 10);
+            learner.ended(class, Bin::of(TICKS + 10));
         }
         (0..2 * CLASSES).for_each(|_| learner.step());
-        let at = |age| learner.value(class, age);
+        let at = |age| value(&learner, class, age);
         assert!(at(0) < at(TICKS / 2) && at(TICKS / 2) < at(TICKS), "{} {}", at(0), at(TICKS));
         assert!(at(TICKS) > 4.0 * at(3 * TICKS), "who did not come then will not come");
     }
@@ -448,15 +521,15 @@ mod tests {
     #[cfg_attr(miri, ignore = "minutes of arithmetic")]
     fn what_was_learned_is_forgotten() {
         let learner = Learner::new(1);
-        (0..1000).for_each(|_| learner.ended(Class::NEW, 4));
+        (0..1000).for_each(|_| learner.ended(Class::NEW, Bin::of(4)));
         (0..CLASSES).for_each(|_| learner.step());
-        let before = learner.value(Class::NEW, 0);
+        let before = value(&learner, Class::NEW, 0);
         for _ in 0..100 {
             // Enough for a round that decays.
-            (0..ENOUGH).for_each(|_| learner.ended(Class::NEW.after(1), 1));
+            (0..ENOUGH).for_each(|_| learner.ended(Class::NEW.after(1), Bin::of(1)));
             (0..20).for_each(|_| learner.cut(Class::NEW, Bin::of(OLDEST)));
             (0..CLASSES).for_each(|_| learner.step());
         }
-        assert!(learner.value(Class::NEW, 0) < before / 4.0);
+        assert!(value(&learner, Class::NEW, 0) < before / 4.0);
     }
 }
