@@ -150,10 +150,7 @@ impl Policy for HitDensity {
         if sampled {
             self.sample.back(hash, &self.learner, now);
         }
-        let class = match self.ghosts.take(hash, now) {
-            Some((age, class)) => class.after(age),
-            None => Class::NEW,
-        };
+        let class = self.ghosts.take(hash, now).unwrap_or(Class::NEW);
         self.traces.insert(slot, Trace::new(now, sampled, class));
         if now.wrapping_sub(self.next_step) as i32 >= 0 {
             self.next_step = now.wrapping_add(self.learner.pace());
