@@ -327,7 +327,7 @@ impl<K, V> Table<K, V> {
             Slot::Occupied(entry) => Some(entry.hash),
             Slot::Vacant(_) => None,
         });
-        self.policy.insert(id, hash);
+        self.policy.insert(id, hash, weight);
         if let Some(sizes) = &mut self.sizes {
             sizes.insert(id, size);
         }
@@ -358,6 +358,7 @@ impl<K, V> Table<K, V> {
             sizes.insert(id, newcomer.size);
         }
         entry.written = newcomer.written;
+        self.policy.weigh(id, newcomer.weight);
         let weight = std::mem::replace(&mut entry.weight, newcomer.weight);
         let value = std::mem::replace(&mut entry.value, newcomer.value);
         self.held = self.held.saturating_sub(Amount { entries: 0, weight });
@@ -403,6 +404,7 @@ impl<K, V> Table<K, V> {
     pub(super) fn victim(&mut self, shortage: Shortage, keep: Option<SlotId>) -> Option<SlotId> {
         match (&self.sizes, shortage) {
             (Some(sizes), Shortage::Weight) => sizes.largest(keep),
+            (None, Shortage::Weight) => self.policy.victim_for_weight(keep),
             _ => self.policy.victim(keep),
         }
     }

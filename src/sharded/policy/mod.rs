@@ -50,8 +50,9 @@ pub enum EvictionPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum MemoryPressure {
-    /// The entry that the [`EvictionPolicy`] would give up next. The default: size says nothing
-    /// about use.
+    /// The entry that the [`EvictionPolicy`] would give up next; with
+    /// [`EvictionPolicy::HitDensity`] the one that promises the fewest hits for its weight. The
+    /// default.
     #[default]
     PolicyOrder,
     /// The heaviest entry of the shard; of equally heavy ones the least recently used with
@@ -79,8 +80,11 @@ pub(super) enum Leave {
 }
 
 pub(super) trait Policy {
-    /// A new entry stands in `slot`.
-    fn insert(&mut self, slot: SlotId, hash: SlotHash);
+    /// A new entry of this weight stands in `slot`.
+    fn insert(&mut self, slot: SlotId, hash: SlotHash, weight: u64);
+
+    /// The entry in `slot` has another weight from now on.
+    fn weigh(&mut self, _slot: SlotId, _weight: u64) {}
 
     /// The entry in `slot` was read. Under the *read* lock: relaxed atomics only.
     fn hit(&self, slot: SlotId) -> HitNote;
@@ -99,6 +103,11 @@ pub(super) trait Policy {
     /// The slot to evict next, other than `keep`; stays until [`remove`](Self::remove). A bounded
     /// amount of work.
     fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId>;
+
+    /// The same where it is weight that is needed.
+    fn victim_for_weight(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+        self.victim(keep)
+    }
 
     /// Panics unless this policy holds exactly `occupied` slots and its parts agree.
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>);
@@ -137,8 +146,12 @@ impl AnyPolicy {
 }
 
 impl Policy for AnyPolicy {
-    fn insert(&mut self, slot: SlotId, hash: SlotHash) {
-        each!(self, policy => policy.insert(slot, hash));
+    fn insert(&mut self, slot: SlotId, hash: SlotHash, weight: u64) {
+        each!(self, policy => policy.insert(slot, hash, weight));
+    }
+
+    fn weigh(&mut self, slot: SlotId, weight: u64) {
+        each!(self, policy => policy.weigh(slot, weight));
     }
 
     #[inline]
@@ -160,6 +173,10 @@ impl Policy for AnyPolicy {
 
     fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
         each!(self, policy => policy.victim(keep))
+    }
+
+    fn victim_for_weight(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+        each!(self, policy => policy.victim_for_weight(keep))
     }
 
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {

@@ -230,6 +230,41 @@ impl Worth {
     pub(super) fn bits(self) -> u16 {
         self.0
     }
+
+    /// For each unit of weight. Next to exact: such a float is about a logarithm, and what is lost
+    /// is lost for both.
+    #[inline]
+    pub(super) fn by(self, weight: Weight) -> Self {
+        Self(self.0.saturating_sub((weight.0 as u16) << Weight::STEP))
+    }
+}
+
+/// The weight of an entry in steps of a quarter of a doubling, up to 2^32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Weight(u8);
+
+impl Weight {
+    pub(super) const BITS: u32 = 7;
+    pub(super) const MASK: u32 = (1 << Self::BITS) - 1;
+
+    /// Of the bits of a [`Worth`], those below a step.
+    const STEP: u32 = 6;
+
+    #[inline]
+    pub(super) fn of(weight: u64) -> Self {
+        const SHIFT: u32 = 15 + Weight::STEP;
+        let steps = ((weight as f32).to_bits() >> SHIFT).saturating_sub(1_f32.to_bits() >> SHIFT);
+        Self(steps.min(Self::MASK) as u8)
+    }
+
+    #[inline]
+    pub(super) fn from_bits(bits: u32) -> Self {
+        Self((bits & Self::MASK) as u8)
+    }
+
+    pub(super) fn bits(self) -> u32 {
+        u32::from(self.0)
+    }
 }
 
 /// The worth of a class by bin; what is used of it is one line of the processor's cache.
@@ -484,6 +519,19 @@ mod tests {
 
     fn value(learner: &Learner, class: Class, age: u32) -> f32 {
         f32::from_bits(u32::from(learner.worth(class, Bin::of(age)).0) << 15)
+    }
+
+    #[test]
+    fn worth_by_weight_is_a_quotient() {
+        for (value, weight) in [(0.5, 1), (0.01, 2), (3.0, 3), (0.01, 1000), (1e-6, 3072), (0.1, 0)]
+        {
+            let Worth(found) = Worth::of(value).by(Weight::of(weight));
+            let found = f32::from_bits(u32::from(found) << 15);
+            let wanted = value / weight.max(1) as f32;
+            // Two logarithms that are straight lines, and steps of a fifth.
+            assert!((wanted * 0.85..wanted * 1.3).contains(&found), "{value} {weight}: {found}");
+        }
+        assert_eq!(Weight::of(u64::MAX).bits(), Weight::MASK);
     }
 
     /// The definition, horizon by horizon.

@@ -42,7 +42,7 @@ use super::super::index::SlotHash;
 use super::{HitNote, Leave, Policy};
 use ghosts::{Ghosts, Sample};
 pub(in super::super) use learner::Learner;
-use learner::{Class, TICKS};
+use learner::{Class, TICKS, Weight};
 use occupied::Occupied;
 use runners_up::{Order, RUNNERS_UP, RunnersUp};
 use traces::{RUN, Trace, Traces};
@@ -112,19 +112,22 @@ impl HitDensity {
         ((u64::from(self.random) * u64::from(places)) >> 32) as u32
     }
 
-    fn order(&self, trace: Trace) -> Order {
+    /// When an entry leaves, for its weight or not.
+    #[inline]
+    fn order<const BY_WEIGHT: bool>(&self, trace: Trace) -> Order {
         let now = self.clock.tick;
-        trace.order(self.learner.worth(trace.class(), trace.bin(now)), now)
+        let worth = self.learner.worth(trace.class(), trace.bin(now));
+        trace.order(if BY_WEIGHT { worth.by(trace.weight()) } else { worth }, now)
     }
 
     /// Looks at some entries, so that the worst of each run are among the runners-up.
-    fn draw_runs(&mut self) {
+    fn draw_runs<const BY_WEIGHT: bool>(&mut self) {
         let runs = self.traces.runs();
         for _ in 0..RUNS {
             let run = self.draw(runs);
             let mut worst = (Order::NEVER, 0);
             for (place, word) in self.traces.run(run).iter().enumerate() {
-                let order = self.order(Trace::of(word));
+                let order = self.order::<BY_WEIGHT>(Trace::of(word));
                 if order < worst.0 {
                     worst = (order, place);
                 }
@@ -133,10 +136,39 @@ impl HitDensity {
             self.runners_up.keep(worst.0, slot);
         }
     }
+
+    fn worst<const BY_WEIGHT: bool>(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+        if self.occupied.len() == 0 {
+            return None;
+        }
+        self.draw_runs::<BY_WEIGHT>();
+        // Ranks of runners-up are from when they were drawn. Only that of the worst has to be true:
+        // if it has become better it goes back among the others.
+        for _ in 0..=RUNNERS_UP {
+            let Some(slot) = self.runners_up.pop() else { break };
+            let trace = self.traces.get(slot);
+            if Some(slot) == keep || trace.is_vacant() {
+                continue;
+            }
+            let order = self.order::<BY_WEIGHT>(trace);
+            if !self.runners_up.leaves_before(order) {
+                return Some(slot);
+            }
+            self.runners_up.keep(order, slot);
+        }
+        // Nobody was drawn but what is to be kept, or all have been used since: any will do.
+        let from = self.draw(self.traces.runs()) * RUN as u32;
+        let found = self.occupied.at_or_after(SlotId::from_bits(from))?;
+        if Some(found) != keep {
+            return Some(found);
+        }
+        let next = SlotId::from_bits(found.bits() + 1);
+        self.occupied.at_or_after(next).filter(|&slot| Some(slot) != keep)
+    }
 }
 
 impl Policy for HitDensity {
-    fn insert(&mut self, slot: SlotId, hash: SlotHash) {
+    fn insert(&mut self, slot: SlotId, hash: SlotHash, weight: u64) {
         self.occupied.insert(slot);
         let length = self.occupied.len();
         let before = self.clock.tick;
@@ -151,7 +183,7 @@ impl Policy for HitDensity {
             self.sample.back(hash, &self.learner, now);
         }
         let class = self.ghosts.take(hash, now).unwrap_or(Class::NEW);
-        self.traces.insert(slot, Trace::new(now, sampled, class));
+        self.traces.insert(slot, Trace::new(now, sampled, class, Weight::of(weight)));
         if now.wrapping_sub(self.next_step) as i32 >= 0 {
             self.next_step = now.wrapping_add(self.learner.pace());
             self.learner.step();
@@ -164,7 +196,7 @@ impl Policy for HitDensity {
         let age = trace.age(self.clock.tick);
         if age != 0 {
             let class = trace.class();
-            let used = Trace::new(self.clock.tick, trace.is_sampled(), class.after(age));
+            let used = trace.used(self.clock.tick, class.after(age));
             self.traces.set(slot, used);
             if trace.is_sampled() {
                 self.learner.ended(class, trace.bin(self.clock.tick));
@@ -175,6 +207,10 @@ impl Policy for HitDensity {
 
     fn touch(&mut self, slot: SlotId) {
         self.hit(slot);
+    }
+
+    fn weigh(&mut self, slot: SlotId, weight: u64) {
+        self.traces.set(slot, self.traces.get(slot).weighing(Weight::of(weight)));
     }
 
     fn settle(&mut self, _: impl FnMut(SlotId)) {}
@@ -194,32 +230,11 @@ impl Policy for HitDensity {
     }
 
     fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
-        if self.occupied.len() == 0 {
-            return None;
-        }
-        self.draw_runs();
-        // Ranks of runners-up are from when they were drawn. Only that of the worst has to be true:
-        // if it has become better it goes back among the others.
-        for _ in 0..=RUNNERS_UP {
-            let Some(slot) = self.runners_up.pop() else { break };
-            let trace = self.traces.get(slot);
-            if Some(slot) == keep || trace.is_vacant() {
-                continue;
-            }
-            let order = self.order(trace);
-            if !self.runners_up.leaves_before(order) {
-                return Some(slot);
-            }
-            self.runners_up.keep(order, slot);
-        }
-        // Nobody was drawn but what is to be kept, or all have been used since: any will do.
-        let from = self.draw(self.traces.runs()) * RUN as u32;
-        let found = self.occupied.at_or_after(SlotId::from_bits(from))?;
-        if Some(found) != keep {
-            return Some(found);
-        }
-        let next = SlotId::from_bits(found.bits() + 1);
-        self.occupied.at_or_after(next).filter(|&slot| Some(slot) != keep)
+        self.worst::<false>(keep)
+    }
+
+    fn victim_for_weight(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+        self.worst::<true>(keep)
     }
 
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {

@@ -3,14 +3,14 @@
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::super::super::chunked::{Chunked, SlotId};
-use super::learner::{Bin, Class, Worth};
+use super::learner::{Bin, Class, Weight, Worth};
 use super::runners_up::Order;
 
 /// Neighbours that are drawn together.
 pub(super) const RUN: usize = 8;
 
 /// What is known of an entry: from the top the tick of its last use, whether its key is in the
-/// sample, its class, and seven bits without meaning, so that the class is the offset of its row.
+/// sample, its class, and its weight. The class is where its bits are the offset of its row of worths.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Trace(u32);
 
@@ -18,14 +18,31 @@ impl Trace {
     /// Of a slot without an entry. No entry has this class, so nothing need be asked to pass by it.
     pub(super) const VACANT: Self = Self(Class::NOBODY.bits() << Self::CLASS);
 
-    const CLASS: u32 = 7;
+    const CLASS: u32 = Weight::BITS;
     const SAMPLED: u32 = 1 << (Self::CLASS + Class::BITS);
     const TICK: u32 = Self::CLASS + Class::BITS + 1;
 
     #[inline]
-    pub(super) fn new(tick: u32, sampled: bool, class: Class) -> Self {
+    pub(super) fn new(tick: u32, sampled: bool, class: Class, weight: Weight) -> Self {
         let sampled = if sampled { Self::SAMPLED } else { 0 };
-        Self(tick << Self::TICK | sampled | class.bits() << Self::CLASS)
+        Self(tick << Self::TICK | sampled | class.bits() << Self::CLASS | weight.bits())
+    }
+
+    /// That of the same entry after a use that gave it a class.
+    #[inline]
+    pub(super) fn used(self, tick: u32, class: Class) -> Self {
+        let same = self.0 & (Self::SAMPLED | Weight::MASK);
+        Self(tick << Self::TICK | class.bits() << Self::CLASS | same)
+    }
+
+    /// That of the same entry with another weight.
+    pub(super) fn weighing(self, weight: Weight) -> Self {
+        Self(self.0 & !Weight::MASK | weight.bits())
+    }
+
+    #[inline]
+    pub(super) fn weight(self) -> Weight {
+        Weight::from_bits(self.0)
     }
 
     #[inline]
