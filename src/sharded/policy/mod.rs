@@ -29,16 +29,17 @@ use s3_fifo::S3Fifo;
 pub enum EvictionPolicy {
     /// S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi: *FIFO queues are all you need for cache eviction*,
     /// SOSP 2023). New entries pass a small queue, from which only those used again reach the main
-    /// one, so a scan does not flush what is in use. The default: the better hit ratio on most
-    /// traces, and a hit writes at most one byte.
-    #[default]
+    /// one, so a scan does not flush what is in use. The cheapest insertion, no chance in who
+    /// leaves, and a hit writes at most one byte.
     S3Fifo,
     /// Learned hit density, after LHD (Beckmann, Chen, Cidon: *LHD: improving cache hit rate by
     /// maximizing hit density*, NSDI 2018). The cache measures, on a sample of keys, how long
     /// entries wait for their next use by how often and after which time they were used before, and
     /// gives up those that promise the fewest hits for the room they take. It finds out by itself
-    /// whether recency or frequency counts, or that requests go in a loop. A hit writes at most one
-    /// word, and not every time; which entry leaves is partly chance.
+    /// whether recency or frequency counts, or that requests go in a loop. The default: the best
+    /// hit ratio in replays. A hit writes at most one word, and not every time; which entry leaves
+    /// is partly chance.
+    #[default]
     HitDensity,
     /// Exact least-recently-used, where both get and put count as use. Exact within a shard;
     /// a cache of a few hundred entries has one shard.
