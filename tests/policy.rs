@@ -177,6 +177,61 @@ fn where_only_frequency_counts_learning_loses_to_nobody() {
     }
 }
 
+/// A cache in which every key below `heavy` weighs as much as `by`.
+fn weighing(policy: EvictionPolicy, limit: u64, heavy: u64, by: u64) -> Cache {
+    ShardedCache::builder()
+        .max_weight(limit)
+        .weigher(move |key: &u64, _: &u64| if *key < heavy { by } else { 1 })
+        .shards(1)
+        .eviction(policy)
+        .hasher(BuildHasherDefault::default())
+        .build()
+        .unwrap()
+}
+
+#[test]
+fn of_entries_as_popular_the_heavy_leave_when_weight_is_short() {
+    // All are requested as often; half of them weigh 16 times what the others do.
+    let ratio = |policy| {
+        let cache = weighing(policy, 8000, 2000, 16);
+        hit_ratio(&cache, random(6, 4000).take(100_000));
+        let ratio = hit_ratio(&cache, random(7, 4000).take(100_000));
+        cache.validate();
+        ratio
+    };
+    let (learned, other) = (ratio(EvictionPolicy::HitDensity), ratio(EvictionPolicy::S3Fifo));
+    // All the light ones and 375 of the heavy are 59 %; without regard to weight it is 24 %.
+    assert!(learned > 0.5 && other < 0.3, "{learned:.3}, S3-FIFO {other:.3}");
+}
+
+#[test]
+fn an_update_changes_the_weight_that_counts() {
+    let cache: Cache = ShardedCache::builder()
+        .max_weight(10_000)
+        .weigher(|_: &u64, weight: &u64| *weight)
+        .shards(1)
+        .eviction(EvictionPolicy::HitDensity)
+        .hasher(BuildHasherDefault::default())
+        .build()
+        .unwrap();
+    (0..1000).for_each(|key| cache.insert(key, 2).unwrap());
+    (0..100).for_each(|key| cache.insert(key, 80).unwrap());
+    // Room for some more of a weight in between is made by those that have become heavy.
+    (5000..5100).for_each(|key| cache.insert(key, 30).unwrap());
+    let left = |range: std::ops::Range<u64>| range.filter(|key| cache.contains_key(key)).count();
+    let (heavy, light) = (left(0..100), left(100..1000));
+    assert!(heavy < 90 && light > 800, "{heavy} of 100 heavy, {light} of 900 light");
+    cache.validate();
+}
+
+#[test]
+fn among_entries_of_one_weight_a_limit_on_weight_is_one_on_entries() {
+    let requests = || random(8, 3000).zip(random(9, 300)).flat_map(|(a, b)| [a, b]).take(60_000);
+    let by_entries = hit_ratio(&learned(1), requests());
+    let by_weight = weighing(EvictionPolicy::HitDensity, 7 * CAPACITY as u64, u64::MAX, 7);
+    assert_eq!(hit_ratio(&by_weight, requests()), by_entries);
+}
+
 /// After nearly everything was removed the few that are left are found, wherever they stand.
 #[test]
 fn few_entries_in_many_slots_can_still_be_evicted() {

@@ -147,7 +147,7 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
         Self { shards: Some(shards), ..self }
     }
 
-    /// Which entry leaves when the cache is full. The default is [`EvictionPolicy::S3Fifo`].
+    /// Which entry leaves when the cache is full. The default is [`EvictionPolicy::HitDensity`].
     pub fn eviction(self, policy: EvictionPolicy) -> Self {
         Self { core: self.core.eviction(policy), ..self }
     }

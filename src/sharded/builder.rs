@@ -173,7 +173,7 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
         self
     }
 
-    /// Which entry leaves when the cache is full.
+    /// Which entry leaves when the cache is full. The default is [`EvictionPolicy::HitDensity`].
     pub fn eviction(mut self, policy: EvictionPolicy) -> Self {
         self.policy = policy;
         self

@@ -352,7 +352,7 @@ impl<K, V> Table<K, V> {
         };
         *self.written.reach(id) = written;
         self.index.insert(hash, id);
-        self.policy.insert(id, hash);
+        self.policy.insert(id, hash, weight);
         if let Some(sizes) = &mut self.sizes {
             sizes.insert(id, size);
         }
@@ -383,6 +383,7 @@ impl<K, V> Table<K, V> {
             sizes.insert(id, newcomer.size);
         }
         *self.written.reach(id) = newcomer.written;
+        self.policy.weigh(id, newcomer.weight);
         let weight = std::mem::replace(&mut entry.weight, newcomer.weight);
         let value = std::mem::replace(&mut entry.value, newcomer.value);
         self.held = self.held.saturating_sub(Amount { entries: 0, weight });
@@ -428,6 +429,7 @@ impl<K, V> Table<K, V> {
     pub(super) fn victim(&mut self, shortage: Shortage, keep: Option<SlotId>) -> Option<SlotId> {
         match (&self.sizes, shortage) {
             (Some(sizes), Shortage::Weight) => sizes.largest(keep),
+            (None, Shortage::Weight) => self.policy.victim_for_weight(keep),
             _ => self.policy.victim(keep),
         }
     }

@@ -96,7 +96,7 @@ async fn batches_do_to_a_cache_what_single_gets_and_puts_do() {
         for seed in 0..20 {
             let build = || {
                 let builder = EmbeddingCache::builder().max_entries(40).shards(1).eviction(policy);
-                // The same hash function for both: ghosts of S3-FIFO are told by their hash.
+                // The same hash function for both: ghosts are told by their hash.
                 let hasher = BuildHasherDefault::<DefaultHasher>::default();
                 builder.clock(FakeClock::new()).hasher(hasher).build().unwrap()
             };

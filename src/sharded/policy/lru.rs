@@ -47,7 +47,7 @@ pub(in super::super) struct Lru {
 }
 
 impl Policy for Lru {
-    fn insert(&mut self, slot: SlotId, _: SlotHash) {
+    fn insert(&mut self, slot: SlotId, _: SlotHash, _: u64) {
         self.order.push_front(&mut self.links, slot);
     }
 
@@ -135,7 +135,7 @@ mod tests {
     #[test]
     fn hits_are_played_back_in_order() {
         let mut lru = Lru::default();
-        (0..4).for_each(|i| lru.insert(slot(i), HASH));
+        (0..4).for_each(|i| lru.insert(slot(i), HASH, 1));
         for hit in [1, 0, 0, 1, 2, 1] {
             assert_eq!(lru.hit(slot(hit)), HitNote::Taken);
         }
@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn a_full_log_asks_for_the_write_lock_and_one_hot_entry_never_fills_it() {
         let mut lru = Lru::default();
-        (0..2).for_each(|i| lru.insert(slot(i), HASH));
+        (0..2).for_each(|i| lru.insert(slot(i), HASH, 1));
         for _ in 0..10 * LOG {
             assert_eq!(lru.hit(slot(1)), HitNote::Taken);
         }
@@ -168,7 +168,7 @@ mod tests {
     fn nothing_to_evict_but_what_is_kept() {
         let mut lru = Lru::default();
         assert_eq!(lru.victim(None), None);
-        lru.insert(slot(0), HASH);
+        lru.insert(slot(0), HASH, 1);
         assert_eq!(lru.victim(Some(slot(0))), None);
     }
 }

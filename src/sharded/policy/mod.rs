@@ -29,16 +29,17 @@ use s3_fifo::S3Fifo;
 pub enum EvictionPolicy {
     /// S3-FIFO (Yang, Zhang, Qiu, Yue, Rashmi: *FIFO queues are all you need for cache eviction*,
     /// SOSP 2023). New entries pass a small queue, from which only those used again reach the main
-    /// one, so a scan does not flush what is in use. The default: the better hit ratio on most
-    /// traces, and a hit writes at most one byte.
-    #[default]
+    /// one, so a scan does not flush what is in use. The cheapest insertion, no chance in who
+    /// leaves, and a hit writes at most one byte.
     S3Fifo,
     /// Learned hit density, after LHD (Beckmann, Chen, Cidon: *LHD: improving cache hit rate by
     /// maximizing hit density*, NSDI 2018). The cache measures, on a sample of keys, how long
     /// entries wait for their next use by how often and after which time they were used before, and
     /// gives up those that promise the fewest hits for the room they take. It finds out by itself
-    /// whether recency or frequency counts, or that requests go in a loop. A hit writes at most one
-    /// word, and not every time; which entry leaves is partly chance.
+    /// whether recency or frequency counts, or that requests go in a loop. The default: the best
+    /// hit ratio in replays. A hit writes at most one word, and not every time; which entry leaves
+    /// is partly chance.
+    #[default]
     HitDensity,
     /// Exact least-recently-used, where both get and put count as use. Exact within a shard;
     /// a cache of a few hundred entries has one shard.
@@ -50,8 +51,9 @@ pub enum EvictionPolicy {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 #[non_exhaustive]
 pub enum MemoryPressure {
-    /// The entry that the [`EvictionPolicy`] would give up next. The default: size says nothing
-    /// about use.
+    /// The entry that the [`EvictionPolicy`] would give up next; with
+    /// [`EvictionPolicy::HitDensity`] the one that promises the fewest hits for its weight. The
+    /// default.
     #[default]
     PolicyOrder,
     /// The heaviest entry of the shard; of equally heavy ones the least recently used with
@@ -89,8 +91,11 @@ pub(super) enum Leave {
 }
 
 pub(super) trait Policy {
-    /// A new entry stands in `slot`.
-    fn insert(&mut self, slot: SlotId, hash: SlotHash);
+    /// A new entry of this weight stands in `slot`.
+    fn insert(&mut self, slot: SlotId, hash: SlotHash, weight: u64);
+
+    /// The entry in `slot` has another weight from now on.
+    fn weigh(&mut self, _slot: SlotId, _weight: u64) {}
 
     /// What changes whenever a slot that was [settled](HitNote::Settled) is so no longer: never 0,
     /// and under the write lock only.
@@ -115,6 +120,11 @@ pub(super) trait Policy {
     /// The slot to evict next, other than `keep`; stays until [`remove`](Self::remove). A bounded
     /// amount of work.
     fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId>;
+
+    /// The same where it is weight that is needed.
+    fn victim_for_weight(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+        self.victim(keep)
+    }
 
     /// Panics unless this policy holds exactly `occupied` slots and its parts agree.
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>);
@@ -156,8 +166,12 @@ impl AnyPolicy {
 }
 
 impl Policy for AnyPolicy {
-    fn insert(&mut self, slot: SlotId, hash: SlotHash) {
-        each!(self, policy => policy.insert(slot, hash));
+    fn insert(&mut self, slot: SlotId, hash: SlotHash, weight: u64) {
+        each!(self, policy => policy.insert(slot, hash, weight));
+    }
+
+    fn weigh(&mut self, slot: SlotId, weight: u64) {
+        each!(self, policy => policy.weigh(slot, weight));
     }
 
     #[inline]
@@ -184,6 +198,10 @@ impl Policy for AnyPolicy {
 
     fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
         each!(self, policy => policy.victim(keep))
+    }
+
+    fn victim_for_weight(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+        each!(self, policy => policy.victim_for_weight(keep))
     }
 
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {

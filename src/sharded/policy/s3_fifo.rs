@@ -60,7 +60,7 @@ impl S3Fifo {
 }
 
 impl Policy for S3Fifo {
-    fn insert(&mut self, slot: SlotId, hash: SlotHash) {
+    fn insert(&mut self, slot: SlotId, hash: SlotHash, _: u64) {
         if self.ghosts.take(hash) {
             self.push_main(slot, 0);
         } else {
@@ -278,7 +278,7 @@ mod tests {
                 self.slots[place] = key;
                 place
             };
-            self.policy.insert(SlotId::from_bits(place as u32), hash(key));
+            self.policy.insert(SlotId::from_bits(place as u32), hash(key), 1);
             // Walks through everything, which takes Miri too long.
             if !cfg!(miri) {
                 self.policy.validate(&mut (0..self.slots.len() as u32).map(SlotId::from_bits));

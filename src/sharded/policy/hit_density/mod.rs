@@ -10,9 +10,10 @@
 //! index of optimal stopping (`learner.rs`). So no rule says whether recency, frequency or
 //! neither counts: in a loop, for example, the old are worth more than the young, and stay.
 //!
-//! The victim is the worst of [`DRAWS`] entries drawn at random and of the [`RUNNERS_UP`] that came
-//! out worst before without leaving, as in Redis's sampled eviction. Hence no list is kept, and a
-//! hit stores one word, and that only if the clock has moved on since the entry's last use.
+//! The victim is the worst of [`RUNS`] times [`RUN`] entries drawn at random and of the
+//! [`RUNNERS_UP`] that came out worst before without leaving, as in Redis's sampled eviction. Hence
+//! no list is kept, and a hit stores one word, and that only if the clock has moved on since the
+//! entry's last use.
 //!
 //! # The clock
 //!
@@ -31,69 +32,29 @@
 mod ghosts;
 mod learner;
 mod occupied;
+mod runners_up;
+mod traces;
 
 use std::sync::Arc;
 
-use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
-
-use super::super::chunked::{Chunked, SlotId};
+use super::super::chunked::SlotId;
 use super::super::index::SlotHash;
 use super::{HitNote, Leave, Policy, mark_of};
 use ghosts::{Ghosts, Sample};
 pub(in super::super) use learner::Learner;
-use learner::{Class, TICKS};
+use learner::{Class, TICKS, Weight};
 use occupied::Occupied;
+use runners_up::{Order, RUNNERS_UP, RunnersUp};
+use traces::{RUN, Trace, Traces};
 
-/// Entries drawn for an eviction. With 8 a replay loses 0.15 points.
-const DRAWS: usize = 16;
-/// Entries that are looked at again with the next eviction. 16 gain nothing.
-const RUNNERS_UP: usize = 8;
-
-/// What is known of an entry, in one word: from the top the tick of its last use, whether its key
-/// is in the sample, and its class.
-#[derive(Debug, Clone, Copy)]
-struct Trace(u32);
-
-impl Trace {
-    const SAMPLED: u32 = 1 << Class::BITS;
-    const TICK: u32 = Class::BITS + 1;
-    /// Ticks wrap after half a million capacities.
-    const TIMES: u32 = u32::MAX >> Self::TICK;
-
-    #[inline]
-    fn new(tick: u32, sampled: bool, class: Class) -> Self {
-        let sampled = if sampled { Self::SAMPLED } else { 0 };
-        Self(tick << Self::TICK | sampled | class.bits())
-    }
-
-    #[inline]
-    fn age(self, now: u32) -> u32 {
-        now.wrapping_sub(self.0 >> Self::TICK) & Self::TIMES
-    }
-
-    /// The whole tick of the last use, of which the word has the lower bits; and the class.
-    fn last_use(self, now: u32) -> (u32, Class) {
-        (now.wrapping_sub(self.age(now)), self.class())
-    }
-
-    #[inline]
-    fn is_sampled(self) -> bool {
-        self.0 & Self::SAMPLED != 0
-    }
-
-    #[inline]
-    fn class(self) -> Class {
-        Class::from_bits(self.0)
-    }
-}
+/// Places at which entries are drawn for an eviction, [`RUN`] neighbours at each.
+const RUNS: usize = 2;
 
 #[derive(Debug)]
 pub(in super::super) struct HitDensity {
-    /// A [`Trace`] for each slot; of a vacant one it means nothing.
-    traces: Chunked<AtomicU32>,
+    traces: Traces,
     occupied: Occupied,
-    /// The slots that were worst but one, but two, … of the last eviction, or `NONE`.
-    runners_up: [SlotId; RUNNERS_UP],
+    runners_up: RunnersUp,
     ghosts: Ghosts,
     sample: Sample,
     learner: Arc<Learner>,
@@ -120,8 +81,8 @@ impl Clock {
 
     /// One more insertion into a shard of `length` entries.
     fn advance(&mut self, length: usize) {
-        let length = u64::try_from(length.max(Self::LEAST)).unwrap_or(u64::MAX);
-        self.passed += (u64::from(TICKS * Self::UNITS) / length) as u32;
+        let length = u32::try_from(length.max(Self::LEAST)).unwrap_or(u32::MAX);
+        self.passed += TICKS * Self::UNITS / length;
         self.tick = self.tick.wrapping_add(self.passed / Self::UNITS);
         self.passed %= Self::UNITS;
     }
@@ -130,9 +91,9 @@ impl Clock {
 impl HitDensity {
     pub(in super::super) fn new(learner: Arc<Learner>) -> Self {
         Self {
-            traces: Chunked::default(),
+            traces: Traces::default(),
             occupied: Occupied::default(),
-            runners_up: [SlotId::NONE; RUNNERS_UP],
+            runners_up: RunnersUp::default(),
             ghosts: Ghosts::default(),
             sample: Sample::default(),
             learner,
@@ -142,72 +103,72 @@ impl HitDensity {
         }
     }
 
-    fn trace(&mut self, slot: SlotId) -> Trace {
-        Trace(*self.traces[slot].get_mut())
-    }
-
-    /// Any occupied slot; each about as likely as the others.
-    fn draw(&mut self) -> Option<SlotId> {
+    /// A place below `places`; each about as likely as the others.
+    fn draw(&mut self, places: u32) -> u32 {
         // Marsaglia's xorshift: nobody gains by foreseeing it.
         self.random ^= self.random << 13;
         self.random ^= self.random >> 17;
         self.random ^= self.random << 5;
-        let place = (u64::from(self.random) * self.traces.len() as u64) >> 32;
-        self.occupied.at_or_after(SlotId::from_bits(place as u32))
+        ((u64::from(self.random) * u64::from(places)) >> 32) as u32
     }
 
-    /// What makes one entry leave before another: less value, then more age.
-    fn rank(&mut self, slot: SlotId) -> Rank {
-        let trace = self.trace(slot);
-        let age = trace.age(self.clock.tick);
-        Rank { value: self.learner.value(trace.class(), age), age, slot }
+    /// When an entry leaves, for its weight or not.
+    #[inline]
+    fn order<const BY_WEIGHT: bool>(&self, trace: Trace) -> Order {
+        let now = self.clock.tick;
+        let worth = self.learner.worth(trace.class(), trace.bin(now));
+        trace.order(if BY_WEIGHT { worth.by(trace.weight()) } else { worth }, now)
     }
-}
 
-#[derive(Debug, Clone, Copy)]
-struct Rank {
-    value: f32,
-    age: u32,
-    slot: SlotId,
-}
-
-impl Rank {
-    fn leaves_before(&self, other: &Self) -> bool {
-        self.value < other.value || (self.value == other.value && self.age > other.age)
+    /// Looks at some entries, so that the worst of each run are among the runners-up.
+    fn draw_runs<const BY_WEIGHT: bool>(&mut self) {
+        let runs = self.traces.runs();
+        for _ in 0..RUNS {
+            let run = self.draw(runs);
+            let mut worst = (Order::NEVER, 0);
+            for (place, word) in self.traces.run(run).iter().enumerate() {
+                let order = self.order::<BY_WEIGHT>(Trace::of(word));
+                if order < worst.0 {
+                    worst = (order, place);
+                }
+            }
+            let slot = SlotId::from_bits(run * RUN as u32 + worst.1 as u32);
+            self.runners_up.keep(worst.0, slot);
+        }
     }
-}
 
-/// The worst of those looked at, the very worst first.
-struct Worst {
-    ranks: [Option<Rank>; RUNNERS_UP + 1],
-    len: usize,
-}
-
-impl Worst {
-    fn consider(&mut self, new: Rank) {
-        let is_full = self.len == self.ranks.len();
-        let last = if is_full { self.ranks[self.len - 1] } else { None };
-        // Most are better than all that are kept.
-        if last.is_some_and(|last| !new.leaves_before(&last)) {
-            return;
+    fn worst<const BY_WEIGHT: bool>(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+        if self.occupied.len() == 0 {
+            return None;
         }
-        let ranks = &self.ranks[..self.len];
-        if ranks.iter().flatten().any(|rank| rank.slot == new.slot) {
-            return;
+        self.draw_runs::<BY_WEIGHT>();
+        // Ranks of runners-up are from when they were drawn. Only that of the worst has to be true:
+        // if it has become better it goes back among the others.
+        for _ in 0..=RUNNERS_UP {
+            let Some(slot) = self.runners_up.pop() else { break };
+            let trace = self.traces.get(slot);
+            if Some(slot) == keep || trace.is_vacant() {
+                continue;
+            }
+            let order = self.order::<BY_WEIGHT>(trace);
+            if !self.runners_up.leaves_before(order) {
+                return Some(slot);
+            }
+            self.runners_up.keep(order, slot);
         }
-        let ahead = |rank: &Option<Rank>| rank.is_some_and(|rank| !new.leaves_before(&rank));
-        let place = ranks.iter().position(|rank| !ahead(rank)).unwrap_or(self.len);
-        if place == self.ranks.len() {
-            return;
+        // Nobody was drawn but what is to be kept, or all have been used since: any will do.
+        let from = self.draw(self.traces.runs()) * RUN as u32;
+        let found = self.occupied.at_or_after(SlotId::from_bits(from))?;
+        if Some(found) != keep {
+            return Some(found);
         }
-        self.len = (self.len + 1).min(self.ranks.len());
-        self.ranks[place..self.len].rotate_right(1);
-        self.ranks[place] = Some(new);
+        let next = SlotId::from_bits(found.bits() + 1);
+        self.occupied.at_or_after(next).filter(|&slot| Some(slot) != keep)
     }
 }
 
 impl Policy for HitDensity {
-    fn insert(&mut self, slot: SlotId, hash: SlotHash) {
+    fn insert(&mut self, slot: SlotId, hash: SlotHash, weight: u64) {
         self.occupied.insert(slot);
         let length = self.occupied.len();
         let before = self.clock.tick;
@@ -221,11 +182,8 @@ impl Policy for HitDensity {
         if sampled {
             self.sample.back(hash, &self.learner, now);
         }
-        let class = match self.ghosts.take(hash, now) {
-            Some((age, class)) => class.after(age),
-            None => Class::NEW,
-        };
-        *self.traces.reach(slot).get_mut() = Trace::new(now, sampled, class).0;
+        let class = self.ghosts.take(hash, now).unwrap_or(Class::NEW);
+        self.traces.insert(slot, Trace::new(now, sampled, class, Weight::of(weight)));
         if now.wrapping_sub(self.next_step) as i32 >= 0 {
             self.next_step = now.wrapping_add(self.learner.pace());
             self.learner.step();
@@ -240,17 +198,14 @@ impl Policy for HitDensity {
 
     #[inline]
     fn hit(&self, slot: SlotId) -> HitNote {
-        let word = &self.traces[slot];
-        let trace = Trace(word.load(Relaxed));
+        let trace = self.traces.get(slot);
         let age = trace.age(self.clock.tick);
         if age != 0 {
             let class = trace.class();
-            word.store(
-                Trace::new(self.clock.tick, trace.is_sampled(), class.after(age)).0,
-                Relaxed,
-            );
+            let used = trace.used(self.clock.tick, class.after(age));
+            self.traces.set(slot, used);
             if trace.is_sampled() {
-                self.learner.ended(class, age);
+                self.learner.ended(class, trace.bin(self.clock.tick));
             }
         }
         HitNote::Settled
@@ -260,15 +215,19 @@ impl Policy for HitDensity {
         self.hit(slot);
     }
 
+    fn weigh(&mut self, slot: SlotId, weight: u64) {
+        self.traces.set(slot, self.traces.get(slot).weighing(Weight::of(weight)));
+    }
+
     fn settle(&mut self, _: impl FnMut(SlotId)) {}
 
     fn remove(&mut self, slot: SlotId, hash: SlotHash, leave: Leave) {
         let length = self.occupied.len();
         self.occupied.remove(slot);
+        let (trace, now) = (self.traces.take(slot), self.clock.tick);
         if leave != Leave::Evicted {
             return;
         }
-        let (trace, now) = (self.trace(slot), self.clock.tick);
         let (tick, class) = trace.last_use(now);
         self.ghosts.remember(hash, tick, class, now, length);
         if trace.is_sampled() {
@@ -277,37 +236,18 @@ impl Policy for HitDensity {
     }
 
     fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
-        let mut worst = Worst { ranks: [None; RUNNERS_UP + 1], len: 0 };
-        for slot in self.runners_up {
-            // A slot that was vacated and filled since is one like any other.
-            if Some(slot) != keep && self.occupied.contains(slot) {
-                worst.consider(self.rank(slot));
-            }
-        }
-        for _ in 0..DRAWS {
-            let slot = self.draw()?;
-            if Some(slot) != keep {
-                worst.consider(self.rank(slot));
-            }
-        }
-        for (kept, rank) in self.runners_up.iter_mut().zip(&worst.ranks[1..]) {
-            *kept = rank.map_or(SlotId::NONE, |rank| rank.slot);
-        }
-        match worst.ranks[0] {
-            Some(rank) => Some(rank.slot),
-            // Only what is to be kept was drawn: who is next to it?
-            None => {
-                let next = SlotId::from_bits(keep?.bits() + 1);
-                self.occupied.at_or_after(next).filter(|&slot| Some(slot) != keep)
-            }
-        }
+        self.worst::<false>(keep)
+    }
+
+    fn victim_for_weight(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+        self.worst::<true>(keep)
     }
 
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {
         let mut len = 0;
         for slot in occupied {
             assert!(self.occupied.contains(slot), "{slot:?} is not known to be occupied");
-            assert!(self.traces.get(slot).is_some(), "{slot:?} has no trace");
+            assert!(!self.traces.get(slot).is_vacant(), "{slot:?} has no trace");
             len += 1;
         }
         assert_eq!(self.occupied.len(), len, "the policy knows slots that the shard does not");

@@ -20,12 +20,32 @@ impl Occupied {
         self.len
     }
 
+    #[inline]
     pub(super) fn insert(&mut self, slot: SlotId) {
         self.len += 1;
+        let word = SlotId::from_bits(slot.bits() >> 6);
+        // Most slots have been occupied before, and have occupied neighbours.
+        if (word.bits() as usize) < self.levels[0].len() {
+            let word = &mut self.levels[0][word];
+            if *word != 0 {
+                *word |= 1 << (slot.bits() & 63);
+                return;
+            }
+        }
+        self.insert_first(slot);
+    }
+
+    /// The first of a word.
+    #[cold]
+    fn insert_first(&mut self, slot: SlotId) {
         let mut place = slot.bits();
         for level in &mut self.levels {
             let word = level.reach(SlotId::from_bits(place >> 6));
+            let had_any = *word != 0;
             *word |= 1 << (place & 63);
+            if had_any {
+                return;
+            }
             place >>= 6;
         }
     }
