@@ -144,22 +144,23 @@ impl Buckets {
         if to >= from { to - from } else { to + self.count - from }
     }
 
-    /// The bucket, the lane and the slot with `hash` for which `is_it` says so.
+    /// What `look` makes of the first of the slots with `hash` of which it makes something; it is
+    /// given the bucket and the lane as well.
     #[inline(always)]
-    fn find(
+    fn find<R>(
         &self,
         hash: SlotHash,
-        mut is_it: impl FnMut(SlotId) -> bool,
-    ) -> Option<(usize, usize, SlotId)> {
+        look: impl Fn(usize, usize, SlotId) -> Option<R>,
+    ) -> Option<R> {
         let mut at = self.home(hash.0);
         loop {
             // `None` only where there are no buckets at all.
             let bucket = self.bucket(at)?;
             for lane in lanes_with(bucket, hash) {
                 if let Some(id) = slot_in(bucket, lane)
-                    && is_it(id)
+                    && let Some(seen) = look(at, lane, id)
                 {
-                    return Some((at, lane, id));
+                    return Some(seen);
                 }
             }
             if !is_full(bucket) {
@@ -239,18 +240,26 @@ impl Index {
         self.table.len + self.draining.len
     }
 
-    /// The slot with `hash` for which `is_it` says so. It is asked of all that have the hash.
+    /// What `look` makes of the first of the slots with `hash` of which it makes something. What is
+    /// not found here, [`find_draining`](Self::find_draining) may find.
     #[inline(always)]
-    pub(super) fn find(
+    pub(super) fn find<R>(&self, hash: SlotHash, look: impl Fn(SlotId) -> Option<R>) -> Option<R> {
+        self.table.find(hash, |_, _, id| look(id))
+    }
+
+    /// Whether two tables are there.
+    #[inline(always)]
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.len != 0
+    }
+
+    /// As [`find`](Self::find), in what has not been moved yet.
+    pub(super) fn find_draining<R>(
         &self,
         hash: SlotHash,
-        mut is_it: impl FnMut(SlotId) -> bool,
-    ) -> Option<SlotId> {
-        match self.table.find(hash, &mut is_it) {
-            Some((.., id)) => Some(id),
-            None if self.draining.len == 0 => None,
-            None => self.find_draining(hash, is_it),
-        }
+        look: impl Fn(SlotId) -> Option<R>,
+    ) -> Option<R> {
+        self.draining.find(hash, |_, _, id| look(id))
     }
 
     /// The first slot with `hash` in the bucket where a search begins.
@@ -260,16 +269,10 @@ impl Index {
         lanes_with(bucket, hash).next().and_then(|lane| slot_in(bucket, lane))
     }
 
-    // Not a second copy of the comparison on the way of every hit.
-    #[cold]
-    #[inline(never)]
-    fn find_draining(&self, hash: SlotHash, is_it: impl FnMut(SlotId) -> bool) -> Option<SlotId> {
-        self.draining.find(hash, is_it).map(|(.., id)| id)
-    }
-
     /// Whether the index knows `id`, which has `hash`.
     pub(super) fn contains(&self, hash: SlotHash, id: SlotId) -> bool {
-        self.find(hash, |other| other == id).is_some()
+        let same = |other| (other == id).then_some(());
+        self.find(hash, same).or_else(|| self.find_draining(hash, same)).is_some()
     }
 
     /// Adds a slot that is not in the index.
@@ -314,9 +317,10 @@ impl Index {
 
     /// Takes a slot out; it must be in.
     pub(super) fn remove(&mut self, hash: SlotHash, id: SlotId) {
-        if let Some((at, lane, _)) = self.table.find(hash, |other| other == id) {
+        let place = |at, lane, other| (other == id).then_some((at, lane));
+        if let Some((at, lane)) = self.table.find(hash, place) {
             self.table.remove(at, lane);
-        } else if let Some((at, lane, _)) = self.draining.find(hash, |other| other == id) {
+        } else if let Some((at, lane)) = self.draining.find(hash, place) {
             self.draining.bucket_mut(at)[LANES + lane] = MOVED;
             self.draining.len -= 1;
         } else {

@@ -15,7 +15,7 @@ use super::policy::{HitNote, Leave};
 use super::shard::{Once, Patience, Shard, Unlimited, Until};
 use super::table::{Entry, State, Table};
 use super::tally::Outcome;
-use super::{EntryInfo, Place, RemovalCause, ShardedCache};
+use super::{EntryInfo, RemovalCause, ShardedCache};
 
 /// What a look at a key shows, from [`ShardedCache::look_slice`].
 pub(crate) enum Sight<V> {
@@ -181,7 +181,7 @@ where
                     drop(table);
                     self.tally.count(at.number, Outcome::Hit);
                     if note == HitNote::Full {
-                        self.note_hits(at.shard, std::iter::once((key, at.hash)), patience);
+                        self.note_hit(key, patience);
                     }
                     return Some(Some(value));
                 }
@@ -190,7 +190,7 @@ where
         };
         drop(table);
         if state == State::Dead {
-            return Some(self.get_expired(key, at, now, patience));
+            return Some(self.get_expired(key, now, patience));
         }
         self.tally.count(at.number, Outcome::Miss);
         Some(None)
@@ -209,6 +209,19 @@ where
         Q: Equivalent<K> + ?Sized,
     {
         if self.is_current(table) { table.find(hash, key) } else { None }
+    }
+
+    /// Notes a hit that found no place.
+    // Finds its place once more, so that a hit need not keep it.
+    #[cold]
+    #[inline(never)]
+    fn note_hit<Q, P>(&self, key: &Q, patience: P)
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+        P: Patience,
+    {
+        let at = self.place(key);
+        self.note_hits(at.shard, std::iter::once((key, at.hash)), patience);
     }
 
     /// Notes hits in one shard, no more than a group, under its write lock. With a deadline that
@@ -240,17 +253,12 @@ where
     /// removing it is left to others.
     #[cold]
     #[inline(never)]
-    pub(super) fn get_expired<Q, P>(
-        &self,
-        key: &Q,
-        at: Place<'_, K, V>,
-        now: Stamp,
-        patience: P,
-    ) -> Option<V>
+    pub(super) fn get_expired<Q, P>(&self, key: &Q, now: Stamp, patience: P) -> Option<V>
     where
         Q: Hash + Equivalent<K> + ?Sized,
         P: Patience,
     {
+        let at = self.place(key);
         let mut farewell = self.farewell();
         let refreshed = self.change(at.shard, patience, &mut farewell, |table, gone| {
             let (id, entry) = table.find(at.hash, key)?;

@@ -207,7 +207,7 @@ where
         for (place, key) in keys.enumerate() {
             if expired & 1 << place != 0 {
                 // A deadline that runs out for an expired entry makes it a miss.
-                answers[place] = self.get_expired(key, places[place], now, patience);
+                answers[place] = self.get_expired(key, now, patience);
             }
         }
     }

@@ -190,16 +190,30 @@ impl<K, V> Table<K, V> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let mut found = None;
-        self.index.find(hash, |id| {
-            let Slot::Occupied(entry) = &self.slots[id] else { return false };
-            let is_it = key.equivalent(&entry.key);
-            if is_it {
-                found = Some((id, entry));
-            }
-            is_it
-        });
+        let found = self.index.find(hash, |id| self.entry_of(id, key));
+        if found.is_none() && self.index.is_draining() {
+            return self.find_draining(hash, key);
+        }
         found
+    }
+
+    // Not a second copy of the comparison on the way of every hit.
+    #[cold]
+    #[inline(never)]
+    fn find_draining<Q>(&self, hash: SlotHash, key: &Q) -> Option<(SlotId, &Entry<K, V>)>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        self.index.find_draining(hash, |id| self.entry_of(id, key))
+    }
+
+    /// The entry in a slot, if it is that of `key`.
+    #[inline(always)]
+    fn entry_of<Q>(&self, id: SlotId, key: &Q) -> Option<(SlotId, &Entry<K, V>)>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        self.entry(id).filter(|entry| key.equivalent(&entry.key)).map(|entry| (id, entry))
     }
 
     /// The slot in which `hash` probably is, without looking there.
@@ -215,7 +229,7 @@ impl<K, V> Table<K, V> {
     }
 
     /// The entry in a slot that an order named.
-    #[inline]
+    #[inline(always)]
     pub(super) fn entry(&self, id: SlotId) -> Option<&Entry<K, V>> {
         match &self.slots[id] {
             Slot::Occupied(entry) => Some(entry),
@@ -300,7 +314,13 @@ impl<K, V> Table<K, V> {
 
     /// Notes a use, under the write lock.
     pub(super) fn touch(&mut self, id: SlotId) {
-        self.policy.touch(id);
+        let is_settled = match &mut self.slots[id] {
+            Slot::Occupied(entry) => *entry.settled.get_mut() == self.mark,
+            Slot::Vacant(_) => true,
+        };
+        if !is_settled {
+            self.policy.touch(id);
+        }
         if let Some(sizes) = &mut self.sizes {
             sizes.touch(id);
         }
@@ -384,7 +404,9 @@ impl<K, V> Table<K, V> {
             sizes.insert(id, newcomer.size);
         }
         *self.written.reach(id) = newcomer.written;
-        self.policy.weigh(id, newcomer.weight);
+        if newcomer.weight != entry.weight {
+            self.policy.weigh(id, newcomer.weight);
+        }
         let weight = std::mem::replace(&mut entry.weight, newcomer.weight);
         let value = std::mem::replace(&mut entry.value, newcomer.value);
         self.held = self.held.saturating_sub(Amount { entries: 0, weight });
