@@ -314,8 +314,10 @@ impl<K, V> Table<K, V> {
 
     /// Notes a use, under the write lock.
     pub(super) fn touch(&mut self, id: SlotId) {
+        // Asked for anew: it may have changed under this lock hold.
+        let mark = self.policy.mark();
         let is_settled = match &mut self.slots[id] {
-            Slot::Occupied(entry) => *entry.settled.get_mut() == self.mark,
+            Slot::Occupied(entry) => *entry.settled.get_mut() == mark,
             Slot::Vacant(_) => true,
         };
         if !is_settled {
