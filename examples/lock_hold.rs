@@ -63,7 +63,7 @@ fn main() -> Result<(), CacheError> {
     println!("cleanup: gets while the same cache is cleaned up");
     println!("median of {} rounds, and the worst round in brackets", options.rounds);
     let mut longest = Duration::ZERO;
-    for policy in [EvictionPolicy::S3Fifo, EvictionPolicy::Lru] {
+    for policy in [EvictionPolicy::default(), EvictionPolicy::Lru] {
         longest = longest.max(measure(policy, &options)?);
     }
     println!();

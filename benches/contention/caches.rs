@@ -36,7 +36,7 @@ impl Make {
     pub(crate) const ALL: [Self; 4] = [
         Self::Baseline,
         Self::Sharded(EvictionPolicy::Lru),
-        Self::Sharded(EvictionPolicy::S3Fifo),
+        Self::Sharded(EvictionPolicy::HitDensity),
         Self::AsNew,
     ];
 
@@ -47,7 +47,7 @@ impl Make {
         match self {
             Self::Baseline => "baseline".to_owned(),
             Self::Sharded(EvictionPolicy::Lru) => "LRU".to_owned(),
-            Self::Sharded(EvictionPolicy::S3Fifo) => "S3-FIFO".to_owned(),
+            Self::Sharded(EvictionPolicy::HitDensity) => "hit density".to_owned(),
             Self::Sharded(other) => format!("{other:?}"),
             Self::AsNew => "new".to_owned(),
             Self::WithShards(1) => "1 shard".to_owned(),

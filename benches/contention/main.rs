@@ -28,9 +28,9 @@
 //! Driven by *threads*, a cache is used outside any runtime; by *tasks*, through its `async` methods
 //! in tokio's runtime with a worker for each core (see `crew.rs`).
 //!
-//! The caches are the single-lock baseline; the sharded cache with LRU and with S3-FIFO; and the
-//! sharded one as `EmbeddingCache::new` makes it, which also keeps the order by size. All have the
-//! same limits and the same time-to-live (see `caches.rs`).
+//! The caches are the single-lock baseline; the sharded cache with LRU and with hit density, the
+//! default; and the sharded one as `EmbeddingCache::new` makes it, which also keeps the order by size.
+//! All have the same limits and the same time-to-live (see `caches.rs`).
 //!
 //! Each cache pays its own price, and all of it counts. A hit of the baseline allocates, copies and
 //! frees 3 KiB; one of a sharded cache counts a reference up and down. A put clones the key for both;

@@ -8,7 +8,8 @@
 //! the cache for all readers, whatever it holds. Writers come to the lock by way of
 //! [`ShardedCache::change`], which first puts an empty table of the current generation in the place
 //! of an outdated one; that takes constant time, and what stood there is told to the listener and
-//! dropped after unlocking. The sweep behind an invalidation does just that for every shard, so
+//! dropped after unlocking. (The short way of a put compares as well, and leaves an outdated table to
+//! the long way.) The sweep behind an invalidation does just that for every shard, so
 //! that memory and room come back although nobody writes. A shard that a writer has come to before
 //! it has a current table, and is left alone.
 //!
@@ -152,7 +153,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
 
     /// Runs `change` under the write lock of `shard`, on a table of the current generation; `None`
     /// if `patience` ran out first. What it says is gone is told to the listener and dropped after
-    /// unlocking. The only way in which anything changes a shard.
+    /// unlocking. The only way in which anything changes a shard, but for the short way of a put.
     ///
     /// No second lock may be taken inside, and nothing may be dropped there whose drop is the
     /// caller's code.

@@ -38,7 +38,8 @@ impl<K, V> Shard<K, V> {
 
     /// Runs `change` under the write lock; `None` if `patience` ran out first. This is the only way
     /// to the write lock, so the hits noted before are always played back and the gauges shown. The
-    /// only way to here is `ShardedCache::change`, which sees to it that the table is current.
+    /// only ways to here are `ShardedCache::change`, which sees to it that the table is current, and
+    /// `ShardedCache::put_at_once`, which leaves one that is not as it is.
     ///
     /// No second lock may be taken inside, and nothing may be dropped there whose drop is the
     /// caller's code.

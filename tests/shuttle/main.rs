@@ -33,7 +33,8 @@ use shuttle::{Config, Runner};
 const ITERATIONS: usize = 6000;
 
 /// Every combination of them that a scenario is worth running with.
-const POLICIES: [EvictionPolicy; 2] = [EvictionPolicy::S3Fifo, EvictionPolicy::Lru];
+const POLICIES: [EvictionPolicy; 3] =
+    [EvictionPolicy::HitDensity, EvictionPolicy::Lru, EvictionPolicy::S3Fifo];
 const PRESSURES: [MemoryPressure; 2] = [MemoryPressure::PolicyOrder, MemoryPressure::LargestFirst];
 
 fn iterations() -> usize {
