@@ -303,10 +303,10 @@ fn a_put_into_a_full_cache_seldom_allocates() {
                     })
                     .collect();
                 let which = format!("{policy:?}, {pressure:?}, time-to-live {life:?}");
-                // Nothing for the key, which stands in its slot. Seldom a new index, to be rid of tombstones, or a
-                // ghost queue of another length. Shards do not hold quite the same number all the
-                // time, so now and then one grows: a block for the slots, and one for each array
-                // beside them, which are at most five.
+                // Nothing for the key, which stands in its slot. Seldom a ghost queue of another
+                // length. Shards do not hold quite the same number all the time, so now and then one
+                // grows: a larger index, a block for the slots, and one for each array beside them,
+                // which are at most six.
                 let most = puts.iter().max();
                 assert!(puts.iter().all(|&count| count <= 7), "{which}: {most:?}");
                 let all: u64 = puts.iter().sum();

@@ -2,8 +2,9 @@
 //!
 //! What lives here knows nothing of embeddings or of tokio. The face is [`ShardedCache`]; its
 //! methods are in files by what they do to the locks: [`read`] and [`read_many`], [`mod@write`] (with
-//! [`put`]) and [`insert_many`], [`sweep`], [`retain`], [`invalidate`]. Below it a [`shard`] is one lock around one [`table`], and a table is [`chunked`] slots, an [`index`],
-//! an order of eviction ([`policy`]) one of [`expiry`], and one of [`idle`] entries. The [`budget`] is one for all shards.
+//! [`put`]) and [`insert_many`], [`sweep`], [`retain`], [`invalidate`]. Below it a [`shard`] is one
+//! lock around one [`table`], and a table is [`chunked`] slots, an [`index`], an order of eviction
+//! ([`policy`]), one of [`expiry`], and one of [`idle`] entries. The [`budget`] is one for all shards.
 
 mod budget;
 mod builder;
@@ -116,8 +117,8 @@ pub struct EntryInfo {
 ///
 /// No caller's code runs, and no value is dropped, while the lock of a shard is held, apart from
 /// `Hash` and `Eq` of the key, `Clone` of the value, and what says so in its documentation
-/// ([`retain`](Self::retain), [`invalidate_if`](Self::invalidate_if), [`iter`](Self::iter)). A value whose `Clone`, or a key whose `Eq`,
-/// uses the same cache deadlocks.
+/// ([`retain`](Self::retain), [`invalidate_if`](Self::invalidate_if), [`iter`](Self::iter)). A value
+/// whose `Clone`, or a key whose `Eq`, uses the same cache deadlocks.
 ///
 /// # Examples
 ///

@@ -3,10 +3,10 @@
 //! # The way of a put
 //!
 //! Nearly always one lock hold is enough, and [`put_at_once`](ShardedCache::put_at_once) does it
-//! with little ado. The whole way is this. Weigh, refuse what can never fit, hash. Then, under the write lock of the key's own shard: find
-//! the old entry; reserve what the new one needs beyond it; while the budget has no room, let
-//! entries of this shard leave and take over their room; insert. Unlock; tell the listener of those
-//! that left, drop them.
+//! with little ado. The whole way is this. Weigh, refuse what can never fit, hash. Then, under the
+//! write lock of the key's own shard: find the old entry; reserve what the new one needs beyond it;
+//! while the budget has no room, let entries of this shard leave and take over their room; insert.
+//! Unlock; tell the listener of those that left, drop them.
 //!
 //! A shard that holds clearly less than its share is not made to give more: then room is taken from
 //! other shards, one at a time and with no other lock held, into the same
@@ -123,8 +123,9 @@ where
     }
 
     /// Stores `newcomer` in one lock hold and takes it, if that is as simple as it nearly always is:
-    /// the old value weighs no less, or there is room, or one entry that leaves makes enough of it. Otherwise it is left for [`carry_out`](Self::carry_out), which can do all the rest and
-    /// takes twice as long.
+    /// the old value weighs no less, or there is room, or one entry that leaves makes enough of it.
+    /// Otherwise it is left for [`carry_out`](Self::carry_out), which can do all the rest and takes
+    /// twice as long.
     #[inline]
     pub(super) fn put_at_once<P: Patience>(
         &self,

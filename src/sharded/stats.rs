@@ -1,4 +1,5 @@
-//! The counters of a shard (but for hits and misses, see [`tally`](super::tally)) and their copy for the caller.
+//! The counters of a shard (but for hits and misses, see [`tally`](super::tally)) and their copy for
+//! the caller.
 
 use crate::stats::CacheStats;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
