@@ -118,10 +118,15 @@ impl Pulse {
     /// The future was polled.
     fn beat(&self, cx: &Context<'_>) {
         self.answered.store(true, Relaxed);
-        let mut waker = self.waker.lock();
-        if !waker.as_ref().is_some_and(|known| known.will_wake(cx.waker())) {
-            *waker = Some(cx.waker().clone());
+        let is_known =
+            |waker: &Option<Waker>| waker.as_ref().is_some_and(|known| known.will_wake(cx.waker()));
+        if is_known(&self.waker.lock()) {
+            return;
         }
+        // What drops a waker is the executor's code: not under the mutex.
+        let new = cx.waker().clone();
+        let old = self.waker.lock().replace(new);
+        drop(old);
     }
 
     /// Runs `future`, answering knocks whenever it is polled.
