@@ -67,11 +67,6 @@ impl EmbeddingVector {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// How many share the allocation at the moment; reads the count that a clone changes.
-    pub(crate) fn holders(&self) -> usize {
-        Arc::strong_count(&self.0)
-    }
-
     /// A vector of no components, which no cache stores. Allocates nothing.
     pub(crate) fn empty() -> Self {
         Self(Arc::default())

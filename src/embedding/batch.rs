@@ -47,10 +47,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let Inner { core, waiters, .. } = &*self.inner;
         for group in keys.chunks(GROUP) {
             let probes: SmallVec<[K::Probe<'_>; GROUP]> = group.iter().map(Form::probe).collect();
-            let attempt = |slice| {
-                core.get_group_slice(&probes, slice, EmbeddingVector::holders, &mut push)
-                    .then_some(())
-            };
+            let attempt = |slice| core.get_group_slice(&probes, slice, &mut push).then_some(());
             waiters.until(None, attempt).await;
         }
     }

@@ -325,6 +325,20 @@ impl<K, V, S> ShardedCache<K, V, S> {
         self.config.time.coarse().max(Stamp::from_nanos(1))
     }
 
+    /// An entry with a later expiry than this is fresh at `now`, whatever else there is to know of
+    /// it: a shorter question than [`Table::state`](table::Table::state).
+    #[inline]
+    fn fresh_beyond(&self, now: Stamp) -> Stamp {
+        let plan = &self.config.plan;
+        if now == Stamp::ZERO {
+            Stamp::ZERO
+        } else if plan.time_to_idle.is_some() {
+            Stamp::NEVER
+        } else {
+            now.plus(plan.grace)
+        }
+    }
+
     /// For what leaves in one operation.
     pub(crate) fn farewell(&self) -> Farewell<'_, K, V> {
         Farewell::new(self.config.listener.as_ref())

@@ -3,21 +3,20 @@
 //! Of one lookup each step waits for memory that the step before has named: the bucket of the index,
 //! the slot, the count of who holds the value, which a clone changes. The processor runs ahead by a
 //! few hundred instructions, too few to see the next lookup. So a group takes each step for all keys
-//! before the next, and each of the first steps is short: a dozen keys then wait together. The count
-//! is read before any is changed, as nothing after a locked instruction is begun before it is done.
+//! before the next, and each step that waits is short: a dozen keys then wait together.
 
 use std::hash::{BuildHasher, Hash};
 use std::hint::black_box;
+use std::ops::Deref;
 use std::time::Duration;
 
 use equivalent::Equivalent;
 use smallvec::SmallVec;
 
-use super::chunked::SlotId;
 use super::clock::Stamp;
 use super::policy::HitNote;
 use super::shard::{Once, Patience, Unlimited, Until};
-use super::table::State;
+use super::table::{State, Table};
 use super::tally::Outcome;
 use super::{Place, ShardedCache};
 
@@ -64,28 +63,25 @@ where
                 return values;
             }
             // Waiting without limit always comes to an answer.
-            self.get_group(group.iter().copied(), Unlimited, |_| 0, |value| values.push(value));
+            self.get_group(group.iter().copied(), Unlimited, |value| values.push(value));
         }
     }
 
     /// Looks up at most [`GROUP`] keys, each counted as by a `get`, and calls `push` with the answer
-    /// to each, in their order, with no lock held. `touch` is called with each value before any is
-    /// cloned, to read the memory that a clone changes. Waits at most `wait` for all locks together,
-    /// zero tries each once; says whether they were had: if not, nothing was pushed and nothing
-    /// counted.
+    /// to each, in their order, with no lock held. Waits at most `wait` for all locks together, zero
+    /// tries each once; says whether they were had: if not, nothing was pushed and nothing counted.
     pub(crate) fn get_group_slice<Q>(
         &self,
         keys: &[Q],
         wait: Duration,
-        touch: impl Fn(&V) -> usize,
         push: impl FnMut(Option<V>),
     ) -> bool
     where
         Q: Hash + Equivalent<K>,
     {
         match wait {
-            Duration::ZERO => self.get_group(keys.iter(), Once, touch, push),
-            wait => self.get_group(keys.iter(), Until::after(wait), touch, push),
+            Duration::ZERO => self.get_group(keys.iter(), Once, push),
+            wait => self.get_group(keys.iter(), Until::after(wait), push),
         }
     }
 
@@ -93,7 +89,6 @@ where
         &self,
         keys: impl Keys<'q, Q>,
         patience: P,
-        touch: impl Fn(&V) -> usize,
         mut push: impl FnMut(Option<V>),
     ) -> bool
     where
@@ -108,36 +103,69 @@ where
 
         // Ascending and each shard once: a second read lock of the same shard would wait for a
         // writer that waits for the first.
-        let tables: Option<SmallVec<[_; GROUP]>> =
+        let guards: Option<SmallVec<[_; GROUP]>> =
             numbers.iter().map(|&number| self.shards[number].read(patience)).collect();
-        let Some(tables) = tables else { return false };
-        let table_of = |rank: u8| &*tables[usize::from(rank)];
+        let Some(guards) = guards else { return false };
+        let Answers { mut answers, noted, unnoted, expired } =
+            self.look_up(&guards, &ranks, &places, keys.clone(), now);
+        drop(guards);
 
-        let asked = || places.iter().zip(&ranks);
-        let likely: SmallVec<[Option<SlotId>; GROUP]> =
-            asked().map(|(at, &rank)| table_of(rank).likely_slot(at.hash)).collect();
-        let slots = ranks.iter().zip(&likely).filter_map(|(&rank, slot)| Some((rank, (*slot)?)));
-        black_box(slots.fold(0, |sum, (rank, slot)| sum ^ table_of(rank).touch_slot(slot)));
-        let found: SmallVec<[_; GROUP]> = asked()
-            .zip(keys.clone())
-            .map(|((at, &rank), key)| self.find(table_of(rank), at.hash, key))
-            .collect();
-        let values = found.iter().flatten().map(|(_, entry)| &entry.value);
-        black_box(values.fold(0, |sum, value| sum ^ touch(value)));
-
-        let mut tallies: SmallVec<[Noted; GROUP]> =
-            numbers.iter().map(|_| Noted::default()).collect();
-        let mut answers: SmallVec<[Option<V>; GROUP]> = SmallVec::new();
-        // A bit for each key.
-        let (mut unnoted, mut expired) = (0_u64, 0_u64);
-        for (place, (&rank, found)) in ranks.iter().zip(&found).enumerate() {
-            let (table, noted) = (table_of(rank), &mut tallies[usize::from(rank)]);
-            answers.push(match *found {
-                None => {
-                    noted.misses += 1;
-                    None
+        for (&number, noted) in numbers.iter().zip(&noted) {
+            for (outcome, times) in [(Outcome::Hit, noted.hits), (Outcome::Miss, noted.misses)] {
+                if times > 0 {
+                    self.tally.add(number, outcome, times);
                 }
-                Some((id, entry)) => match table.state(id, entry, now) {
+            }
+        }
+        if unnoted | expired != 0 {
+            self.finish(keys, &places, now, (unnoted, expired), &mut answers, patience);
+        }
+        answers.into_iter().for_each(&mut push);
+        true
+    }
+
+    /// The part of a lookup under the locks: each step for all keys.
+    fn look_up<'q, Q>(
+        &self,
+        guards: &[impl Deref<Target = Table<K, V>>],
+        ranks: &[u8],
+        places: &[Place<'_, K, V>],
+        keys: impl Keys<'q, Q>,
+        now: Stamp,
+    ) -> Answers<V>
+    where
+        Q: Hash + Equivalent<K> + ?Sized + 'q,
+    {
+        let fresh_beyond = self.fresh_beyond(now);
+        // An outdated table is an empty one.
+        let current = |table: &&Table<K, V>| self.is_current(table);
+        let tables: SmallVec<[Option<&Table<K, V>>; GROUP]> =
+            ranks.iter().map(|&rank| Some(&*guards[usize::from(rank)]).filter(current)).collect();
+
+        // Waits for the index.
+        let likely: SmallVec<[_; GROUP]> =
+            tables.iter().zip(places).map(|(table, at)| (*table)?.likely(at.hash)).collect();
+        // Waits for the slots.
+        black_box(likely.iter().flatten().fold(0, |sum, (_, slot)| sum ^ slot.touch()));
+        let mut noted: SmallVec<[Noted; GROUP]> =
+            SmallVec::from_elem(Noted::default(), guards.len());
+        let (mut unnoted, mut expired) = (0, 0);
+        let seen = tables.iter().zip(&likely).zip(places.iter().zip(ranks)).zip(keys.clone());
+        let fresh: SmallVec<[Option<&V>; GROUP]> = seen
+            .enumerate()
+            .map(|(place, (((table, likely), (at, &rank)), key))| {
+                let noted = &mut noted[usize::from(rank)];
+                let in_likely = likely.and_then(|(id, slot)| Some((id, slot.entry_of(key)?)));
+                let found = in_likely.or_else(|| (*table)?.find(at.hash, key));
+                let (Some(table), Some((id, entry))) = (*table, found) else {
+                    noted.misses += 1;
+                    return None;
+                };
+                if entry.expiry > fresh_beyond && table.is_settled(entry) {
+                    noted.hits += 1;
+                    return Some(&entry.value);
+                }
+                match table.state(id, entry, now) {
                     State::Fresh => {
                         table.note_use(id, now);
                         // After a note that found no place, none for the same shard may be taken
@@ -147,7 +175,7 @@ where
                             unnoted |= 1 << place;
                         }
                         noted.hits += 1;
-                        Some(entry.value.clone())
+                        Some(&entry.value)
                     }
                     State::Stale => {
                         noted.misses += 1;
@@ -157,21 +185,12 @@ where
                         expired |= 1 << place;
                         None
                     }
-                },
-            });
-        }
-        drop(found);
-        drop(tables);
-
-        for (&number, noted) in numbers.iter().zip(&tallies) {
-            self.tally.add(number, Outcome::Hit, noted.hits);
-            self.tally.add(number, Outcome::Miss, noted.misses);
-        }
-        if unnoted | expired != 0 {
-            self.finish(keys, &places, now, (unnoted, expired), &mut answers, patience);
-        }
-        answers.into_iter().for_each(&mut push);
-        true
+                }
+            })
+            .collect();
+        // Waits for the counts of who holds the values.
+        let answers = fresh.iter().map(|value| value.cloned()).collect();
+        Answers { answers, noted, unnoted, expired }
     }
 
     /// What a group has left to do under write locks: to note the hits that found no place, for each
@@ -213,8 +232,19 @@ where
     }
 }
 
+/// What a group has come to.
+struct Answers<V> {
+    answers: SmallVec<[Option<V>; GROUP]>,
+    /// For each shard.
+    noted: SmallVec<[Noted; GROUP]>,
+    /// A bit for each key: the hits that found no place to be noted.
+    unnoted: u64,
+    /// The same: what was seen expired, and has no answer yet.
+    expired: u64,
+}
+
 /// What a group has come to in one shard.
-#[derive(Default)]
+#[derive(Clone, Copy, Default)]
 struct Noted {
     hits: u64,
     misses: u64,
@@ -225,20 +255,32 @@ struct Noted {
 /// The numbers of the shards that `places` are in, ascending, and for each place which of them is
 /// its shard's.
 fn ranks<K, V>(places: &[Place<'_, K, V>]) -> (SmallVec<[usize; GROUP]>, SmallVec<[u8; GROUP]>) {
-    let mut order: SmallVec<[u64; GROUP]> = places
-        .iter()
-        .enumerate()
-        .map(|(place, at)| (at.number as u64) << 8 | place as u64)
-        .collect();
-    order.sort_unstable();
+    /// With more shards than these, the numbers are sorted.
+    const FEW: usize = 256;
+
     let mut numbers: SmallVec<[usize; GROUP]> = SmallVec::new();
-    let mut ranks: SmallVec<[u8; GROUP]> = SmallVec::from_elem(0, places.len());
-    for shard_and_place in order {
-        let (number, place) = ((shard_and_place >> 8) as usize, shard_and_place as u8);
-        if numbers.last() != Some(&number) {
-            numbers.push(number);
-        }
-        ranks[usize::from(place)] = (numbers.len() - 1) as u8;
+    if places.iter().any(|at| at.number >= FEW) {
+        numbers.extend(places.iter().map(|at| at.number));
+        numbers.sort_unstable();
+        numbers.dedup();
+        let rank_of = |at: &Place<'_, K, V>| numbers.binary_search(&at.number).unwrap_or(0) as u8;
+        let ranks = places.iter().map(rank_of).collect();
+        return (numbers, ranks);
     }
+    let mut is_needed = [0_u64; FEW / 64];
+    for at in places {
+        is_needed[at.number / 64 % (FEW / 64)] |= 1 << (at.number % 64);
+    }
+    let mut rank_of = [0_u8; FEW];
+    for (word, &of_word) in is_needed.iter().enumerate() {
+        let mut left = of_word;
+        while left != 0 {
+            let number = 64 * word + left.trailing_zeros() as usize;
+            rank_of[number] = numbers.len() as u8;
+            numbers.push(number);
+            left &= left - 1;
+        }
+    }
+    let ranks = places.iter().map(|at| rank_of[at.number % FEW]).collect();
     (numbers, ranks)
 }

@@ -25,9 +25,9 @@ use super::policy::{
 #[derive(Debug)]
 #[repr(C)]
 pub(super) struct Entry<K, V> {
+    pub(super) expiry: Stamp,
     pub(super) key: K,
     pub(super) value: V,
-    pub(super) expiry: Stamp,
     /// The [`mark`](Policy::mark) of the policy when it had nothing more to learn from hits of this
     /// entry. Here, so that such a hit touches no memory but the slot's.
     settled: AtomicU32,
@@ -36,10 +36,36 @@ pub(super) struct Entry<K, V> {
 }
 
 #[derive(Debug)]
-enum Slot<K, V> {
+pub(super) enum Slot<K, V> {
     Occupied(Entry<K, V>),
     /// The next vacant one, or `NONE`.
     Vacant(SlotId),
+}
+
+impl<K, V> Slot<K, V> {
+    #[inline(always)]
+    fn entry(&self) -> Option<&Entry<K, V>> {
+        match self {
+            Self::Occupied(entry) => Some(entry),
+            Self::Vacant(_) => None,
+        }
+    }
+
+    /// Reads something of both ends of the slot, so that the processor has it. What is returned must
+    /// be used.
+    #[inline(always)]
+    pub(super) fn touch(&self) -> u64 {
+        self.entry().map_or(0, |entry| entry.expiry.nanos() ^ entry.weight)
+    }
+
+    /// The entry, if it is that of `key`.
+    #[inline(always)]
+    pub(super) fn entry_of<Q>(&self, key: &Q) -> Option<&Entry<K, V>>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        self.entry().filter(|entry| key.equivalent(&entry.key))
+    }
 }
 
 /// An entry on its way in.
@@ -213,37 +239,26 @@ impl<K, V> Table<K, V> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        self.entry(id).filter(|entry| key.equivalent(&entry.key)).map(|entry| (id, entry))
+        self.slots[id].entry_of(key).map(|entry| (id, entry))
     }
 
     /// The slot in which `hash` probably is, without looking there.
     #[inline(always)]
-    pub(super) fn likely_slot(&self, hash: SlotHash) -> Option<SlotId> {
-        self.index.likely(hash)
-    }
-
-    /// Reads something of a slot, so that the processor has it. What is returned must be used.
-    #[inline(always)]
-    pub(super) fn touch_slot(&self, id: SlotId) -> u64 {
-        self.entry(id).map_or(0, |entry| entry.expiry.nanos())
+    pub(super) fn likely(&self, hash: SlotHash) -> Option<(SlotId, &Slot<K, V>)> {
+        let id = self.index.likely(hash)?;
+        Some((id, &self.slots[id]))
     }
 
     /// The entry in a slot that an order named.
     #[inline(always)]
     pub(super) fn entry(&self, id: SlotId) -> Option<&Entry<K, V>> {
-        match &self.slots[id] {
-            Slot::Occupied(entry) => Some(entry),
-            Slot::Vacant(_) => None,
-        }
+        self.slots[id].entry()
     }
 
     /// The entry at a place in `0..slots()`, for going through all of them.
     pub(super) fn entry_at(&self, place: usize) -> Option<(SlotId, &Entry<K, V>)> {
         let id = SlotId::from_bits(u32::try_from(place).ok()?);
-        match self.slots.get(id)? {
-            Slot::Occupied(entry) => Some((id, entry)),
-            Slot::Vacant(_) => None,
-        }
+        Some((id, self.slots.get(id)?.entry()?))
     }
 
     /// What an entry of this table is good for.
@@ -292,12 +307,19 @@ impl<K, V> Table<K, V> {
         }
     }
 
-    /// Notes a hit, under the read lock.
-    #[inline]
-    pub(super) fn hit(&self, id: SlotId, entry: &Entry<K, V>) -> HitNote {
+    /// Whether the policy has nothing to learn from a hit of this entry.
+    #[inline(always)]
+    pub(super) fn is_settled(&self, entry: &Entry<K, V>) -> bool {
         // Relaxed, as all that hits note: only the mark itself is compared. It cannot be that of an
         // earlier entry, as a slot is filled under the write lock.
-        if entry.settled.load(Relaxed) == self.mark {
+        entry.settled.load(Relaxed) == self.mark
+    }
+
+    /// Notes a hit, under the read lock.
+    // Not inline: most hits are settled, and this would stand in their way.
+    #[inline(never)]
+    pub(super) fn hit(&self, id: SlotId, entry: &Entry<K, V>) -> HitNote {
+        if self.is_settled(entry) {
             return HitNote::Taken;
         }
         let note = self.policy.hit(id);

@@ -36,21 +36,18 @@ struct Cells {
     misses: AtomicU64,
 }
 
-/// Cells of a cache line pair; a lane begins with one, so that it shares none with another.
-const PAIR: usize = 128 / size_of::<Cells>();
+/// Cells between two lanes: a pair of cache lines, so that no two lanes share one.
+const GAP: usize = 128 / size_of::<Cells>();
 
 #[derive(Debug)]
 pub(super) struct Tally {
-    /// The lanes one after the other: the cells of one thread for all shards. The last lane is for
-    /// the threads that have none of their own. In one piece, so that a count on the way of every
-    /// hit finds its cell by arithmetic.
+    /// The lanes one after the other: the cells of one thread for all shards. In one piece, so that
+    /// a count on the way of every hit finds its cell by arithmetic.
     cells: Box<[Cells]>,
-    /// The first cell of the first lane.
-    first: usize,
-    /// Cells of a lane.
+    /// From one lane to the next.
     stride: usize,
-    /// Lanes that belong to one thread each.
-    own: usize,
+    /// For the threads that have no lane of their own.
+    common: Box<[Cells]>,
 }
 
 /// What a `get` came to.
@@ -72,12 +69,10 @@ impl Cells {
 
 impl Tally {
     pub(super) fn new(shards: usize) -> Self {
-        let stride = shards.next_multiple_of(PAIR);
-        let own = (CELLS / stride).clamp(1, NUMBERS);
-        let all = (own + 1) * stride + PAIR - 1;
-        let cells: Box<[Cells]> = (0..all).map(|_| Cells::default()).collect();
-        let past_line = cells.as_ptr().addr() % 128 / size_of::<Cells>();
-        Self { cells, first: (PAIR - past_line) % PAIR, stride, own }
+        let stride = shards + GAP;
+        let lanes = (CELLS / stride).clamp(1, NUMBERS);
+        let cells = |count: usize| (0..count).map(|_| Cells::default()).collect();
+        Self { cells: cells(lanes * stride), stride, common: cells(shards) }
     }
 
     #[inline]
@@ -88,33 +83,34 @@ impl Tally {
     /// Counts as many at once.
     #[inline]
     pub(super) fn add(&self, shard: usize, outcome: Outcome, times: u64) {
-        // Neither `UNKNOWN` nor `NONE` is the number of a lane.
-        let number = NUMBER.get();
-        if number >= self.own {
+        let Some(cells) = self.own(NUMBER.get(), shard) else {
             return self.add_without_lane(shard, outcome, times);
-        }
-        let cell = self.cells(number, shard).of(outcome);
+        };
+        let cell = cells.of(outcome);
         cell.store(cell.load(Relaxed) + times, Relaxed);
     }
 
     #[cold]
     #[inline(never)]
     fn add_without_lane(&self, shard: usize, outcome: Outcome, times: u64) {
-        if NUMBER.get() == UNKNOWN && lease().is_some_and(|number| number < self.own) {
+        if NUMBER.get() == UNKNOWN && lease().is_some_and(|number| self.own(number, 0).is_some()) {
             return self.add(shard, outcome, times);
         }
-        self.cells(self.own, shard).of(outcome).fetch_add(times, Relaxed);
+        self.common[shard].of(outcome).fetch_add(times, Relaxed);
     }
 
+    /// The cells that the thread with this number alone writes, if it has a lane.
     #[inline]
-    fn cells(&self, lane: usize, shard: usize) -> &Cells {
-        &self.cells[self.first + lane * self.stride + shard]
+    fn own(&self, number: usize, shard: usize) -> Option<&Cells> {
+        // `UNKNOWN` and `NONE` are minus one and minus two: they come out less than two strides
+        // below zero, so far behind all cells.
+        self.cells.get(number.wrapping_mul(self.stride).wrapping_add(shard))
     }
 
     /// Hits and misses of one shard so far.
     pub(super) fn read(&self, shard: usize) -> (u64, u64) {
-        let lanes = (0..=self.own).map(|lane| self.cells(lane, shard));
-        lanes.fold((0, 0), |(hits, misses), cells| {
+        let own = self.cells.iter().skip(shard).step_by(self.stride);
+        own.chain([&self.common[shard]]).fold((0, 0), |(hits, misses), cells| {
             (hits + cells.hits.load(Relaxed), misses + cells.misses.load(Relaxed))
         })
     }

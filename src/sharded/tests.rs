@@ -67,7 +67,7 @@ fn a_group_is_looked_up_whole_or_not_at_all() {
     let keys: Vec<u64> = (0..GROUP as u64).collect();
     while_held(&cache, 63, true, || {
         for wait in [Duration::ZERO, SLICE] {
-            let had = cache.get_group_slice(&keys, wait, |_| 0, |_| panic!("pushed"));
+            let had = cache.get_group_slice(&keys, wait, |_| panic!("pushed"));
             assert!(!had);
         }
         assert_eq!(cache.stats().total_requests(), 0);
@@ -75,7 +75,7 @@ fn a_group_is_looked_up_whole_or_not_at_all() {
     });
     for wait in [Duration::ZERO, SLICE] {
         let mut found = Vec::new();
-        assert!(cache.get_group_slice(&keys, wait, |_| 0, |value| found.push(value)));
+        assert!(cache.get_group_slice(&keys, wait, |value| found.push(value)));
         let expected: Vec<_> = keys.iter().map(|key| (*key < 40).then_some(key + 1)).collect();
         assert_eq!(found, expected);
     }
