@@ -13,10 +13,12 @@ use std::time::Duration;
 use equivalent::Equivalent;
 use smallvec::SmallVec;
 
+use super::chunked::SlotId;
 use super::clock::Stamp;
+use super::index::SlotHash;
 use super::policy::HitNote;
 use super::shard::{Once, Patience, Unlimited, Until};
-use super::table::{State, Table};
+use super::table::{Entry, Slot, State, Table};
 use super::tally::Outcome;
 use super::{Place, ShardedCache};
 
@@ -96,18 +98,21 @@ where
         P: Patience,
     {
         let now = self.now_for_reading();
-        let places: SmallVec<[Place<'_, K, V>; GROUP]> =
-            keys.clone().map(|key| self.place(key)).collect();
-        debug_assert!(places.len() <= GROUP, "a group of {}", places.len());
-        let (numbers, ranks) = ranks(&places);
+        let mut seats: SmallVec<[Seat<'_, K, V>; GROUP]> =
+            keys.clone().map(|key| Seat::at(self.place(key))).collect();
+        debug_assert!(seats.len() <= GROUP, "a group of {}", seats.len());
+        let numbers = rank(&mut seats);
 
         // Ascending and each shard once: a second read lock of the same shard would wait for a
         // writer that waits for the first.
-        let guards: Option<SmallVec<[_; GROUP]>> =
-            numbers.iter().map(|&number| self.shards[number].read(patience)).collect();
-        let Some(guards) = guards else { return false };
-        let Answers { mut answers, noted, unnoted, expired } =
-            self.look_up(&guards, &ranks, &places, keys.clone(), now);
+        let mut guards: SmallVec<[_; GROUP]> = SmallVec::new();
+        for &number in &numbers {
+            let Some(table) = self.shards[number].read(patience) else { return false };
+            guards.push(table);
+        }
+        let mut noted: SmallVec<[Noted; GROUP]> =
+            SmallVec::from_elem(Noted::default(), numbers.len());
+        let (mut answers, left) = self.look_up(&guards, &seats, keys.clone(), now, &mut noted);
         drop(guards);
 
         for (&number, noted) in numbers.iter().zip(&noted) {
@@ -117,80 +122,78 @@ where
                 }
             }
         }
-        if unnoted | expired != 0 {
-            self.finish(keys, &places, now, (unnoted, expired), &mut answers, patience);
+        if left != Left::default() {
+            self.finish(keys, &seats, now, left, &mut answers, patience);
         }
         answers.into_iter().for_each(&mut push);
         true
     }
 
-    /// The part of a lookup under the locks: each step for all keys.
+    /// The part of a lookup under the locks: each step for all keys before the next.
+    #[inline]
     fn look_up<'q, Q>(
         &self,
         guards: &[impl Deref<Target = Table<K, V>>],
-        ranks: &[u8],
-        places: &[Place<'_, K, V>],
+        seats: &[Seat<'_, K, V>],
         keys: impl Keys<'q, Q>,
         now: Stamp,
-    ) -> Answers<V>
+        noted: &mut [Noted],
+    ) -> (SmallVec<[Option<V>; GROUP]>, Left)
     where
         Q: Hash + Equivalent<K> + ?Sized + 'q,
     {
         let fresh_beyond = self.fresh_beyond(now);
-        // An outdated table is an empty one.
-        let current = |table: &&Table<K, V>| self.is_current(table);
-        let tables: SmallVec<[Option<&Table<K, V>>; GROUP]> =
-            ranks.iter().map(|&rank| Some(&*guards[usize::from(rank)]).filter(current)).collect();
-
+        let mut looks: SmallVec<[Look<'_, K, V>; GROUP]> = SmallVec::new();
         // Waits for the index.
-        let likely: SmallVec<[_; GROUP]> =
-            tables.iter().zip(places).map(|(table, at)| (*table)?.likely(at.hash)).collect();
+        looks.extend(seats.iter().map(|seat| {
+            // An outdated table is an empty one.
+            let table = Some(&*guards[usize::from(seat.rank)]);
+            let table = table.filter(|table| self.is_current(table));
+            Look { table, likely: table.and_then(|table| table.likely(seat.at.hash)) }
+        }));
         // Waits for the slots.
-        black_box(likely.iter().flatten().fold(0, |sum, (_, slot)| sum ^ slot.touch()));
-        let mut noted: SmallVec<[Noted; GROUP]> =
-            SmallVec::from_elem(Noted::default(), guards.len());
-        let (mut unnoted, mut expired) = (0, 0);
-        let seen = tables.iter().zip(&likely).zip(places.iter().zip(ranks)).zip(keys.clone());
-        let fresh: SmallVec<[Option<&V>; GROUP]> = seen
-            .enumerate()
-            .map(|(place, (((table, likely), (at, &rank)), key))| {
-                let noted = &mut noted[usize::from(rank)];
-                let in_likely = likely.and_then(|(id, slot)| Some((id, slot.entry_of(key)?)));
-                let found = in_likely.or_else(|| (*table)?.find(at.hash, key));
-                let (Some(table), Some((id, entry))) = (*table, found) else {
-                    noted.misses += 1;
-                    return None;
-                };
-                if entry.expiry > fresh_beyond && table.is_settled(entry) {
+        let slots = looks.iter().filter_map(|look| look.likely);
+        black_box(slots.fold(0, |sum, (_, slot)| sum ^ slot.touch()));
+
+        let mut left = Left::default();
+        let mut fresh: SmallVec<[Option<&V>; GROUP]> = SmallVec::new();
+        for (place, ((look, seat), key)) in looks.iter().zip(seats).zip(keys).enumerate() {
+            let noted = &mut noted[usize::from(seat.rank)];
+            let found = look.find(seat.at.hash, key);
+            let (Some(table), Some((id, entry))) = (look.table, found) else {
+                noted.misses += 1;
+                fresh.push(None);
+                continue;
+            };
+            if entry.expiry > fresh_beyond && table.is_settled(entry) {
+                noted.hits += 1;
+                fresh.push(Some(&entry.value));
+                continue;
+            }
+            fresh.push(match table.state(id, entry, now) {
+                State::Fresh => {
+                    table.note_use(id, now);
+                    // After a note that found no place, none for the same shard may be taken
+                    // before it.
+                    if noted.is_full || table.hit(id, entry) == HitNote::Full {
+                        noted.is_full = true;
+                        left.unnoted |= 1 << place;
+                    }
                     noted.hits += 1;
-                    return Some(&entry.value);
+                    Some(&entry.value)
                 }
-                match table.state(id, entry, now) {
-                    State::Fresh => {
-                        table.note_use(id, now);
-                        // After a note that found no place, none for the same shard may be taken
-                        // before it.
-                        if noted.is_full || table.hit(id, entry) == HitNote::Full {
-                            noted.is_full = true;
-                            unnoted |= 1 << place;
-                        }
-                        noted.hits += 1;
-                        Some(&entry.value)
-                    }
-                    State::Stale => {
-                        noted.misses += 1;
-                        None
-                    }
-                    State::Dead => {
-                        expired |= 1 << place;
-                        None
-                    }
+                State::Stale => {
+                    noted.misses += 1;
+                    None
                 }
-            })
-            .collect();
+                State::Dead => {
+                    left.expired |= 1 << place;
+                    None
+                }
+            });
+        }
         // Waits for the counts of who holds the values.
-        let answers = fresh.iter().map(|value| value.cloned()).collect();
-        Answers { answers, noted, unnoted, expired }
+        (fresh.iter().map(|value| value.cloned()).collect(), left)
     }
 
     /// What a group has left to do under write locks: to note the hits that found no place, for each
@@ -200,9 +203,9 @@ where
     fn finish<'q, Q, P>(
         &self,
         keys: impl Keys<'q, Q>,
-        places: &[Place<'_, K, V>],
+        seats: &[Seat<'_, K, V>],
         now: Stamp,
-        (mut unnoted, expired): (u64, u64),
+        Left { mut unnoted, expired }: Left,
         answers: &mut [Option<V>],
         patience: P,
     ) where
@@ -210,17 +213,14 @@ where
         P: Patience,
     {
         while unnoted != 0 {
-            let first = places[unnoted.trailing_zeros() as usize];
+            let first = &seats[unnoted.trailing_zeros() as usize];
             let of_shard = |&(place, _): &(usize, _)| {
-                unnoted & 1 << place != 0 && places[place].number == first.number
+                unnoted & 1 << place != 0 && seats[place].rank == first.rank
             };
             let hits = keys.clone().enumerate().filter(of_shard);
-            self.note_hits(
-                first.shard,
-                hits.map(|(place, key)| (key, places[place].hash)),
-                patience,
-            );
-            let same = places.iter().enumerate().filter(|(_, at)| at.number == first.number);
+            let hits = hits.map(|(place, key)| (key, seats[place].at.hash));
+            self.note_hits(first.at.shard, hits, patience);
+            let same = seats.iter().enumerate().filter(|(_, seat)| seat.rank == first.rank);
             unnoted &= !same.fold(0, |bits, (place, _)| bits | 1 << place);
         }
         for (place, key) in keys.enumerate() {
@@ -232,15 +232,41 @@ where
     }
 }
 
-/// What a group has come to.
-struct Answers<V> {
-    answers: SmallVec<[Option<V>; GROUP]>,
-    /// For each shard.
-    noted: SmallVec<[Noted; GROUP]>,
-    /// A bit for each key: the hits that found no place to be noted.
-    unnoted: u64,
-    /// The same: what was seen expired, and has no answer yet.
-    expired: u64,
+/// Where a key of a group belongs.
+struct Seat<'a, K, V> {
+    at: Place<'a, K, V>,
+    /// Which of the shards that the group needs it is.
+    rank: u8,
+}
+
+impl<'a, K, V> Seat<'a, K, V> {
+    #[inline]
+    fn at(at: Place<'a, K, V>) -> Self {
+        Self { at, rank: 0 }
+    }
+}
+
+/// What is known of a key before its slot is looked at.
+struct Look<'t, K, V> {
+    /// `None` if it is outdated.
+    table: Option<&'t Table<K, V>>,
+    likely: Option<(SlotId, &'t Slot<K, V>)>,
+}
+
+impl<'t, K, V> Look<'t, K, V> {
+    /// As [`Table::find`].
+    #[inline(always)]
+    fn find<Q>(&self, hash: SlotHash, key: &Q) -> Option<(SlotId, &'t Entry<K, V>)>
+    where
+        Q: Equivalent<K> + ?Sized,
+    {
+        if let Some((id, slot)) = self.likely
+            && let Some(entry) = slot.entry_of(key)
+        {
+            return Some((id, entry));
+        }
+        self.table?.find(hash, key)
+    }
 }
 
 /// What a group has come to in one shard.
@@ -252,35 +278,46 @@ struct Noted {
     is_full: bool,
 }
 
-/// The numbers of the shards that `places` are in, ascending, and for each place which of them is
-/// its shard's.
-fn ranks<K, V>(places: &[Place<'_, K, V>]) -> (SmallVec<[usize; GROUP]>, SmallVec<[u8; GROUP]>) {
+/// What is left to do when the locks are given back: a bit for each key.
+#[derive(Clone, Copy, PartialEq, Eq, Default)]
+struct Left {
+    /// The hits that found no place to be noted.
+    unnoted: u64,
+    /// What was seen expired, and has no answer yet.
+    expired: u64,
+}
+
+/// Returns the numbers of the shards that the seats are in, ascending, and tells each seat which of
+/// them is its own.
+fn rank<K, V>(seats: &mut [Seat<'_, K, V>]) -> SmallVec<[usize; GROUP]> {
     /// With more shards than these, the numbers are sorted.
     const FEW: usize = 256;
 
     let mut numbers: SmallVec<[usize; GROUP]> = SmallVec::new();
-    if places.iter().any(|at| at.number >= FEW) {
-        numbers.extend(places.iter().map(|at| at.number));
+    if seats.iter().any(|seat| seat.at.number >= FEW) {
+        numbers.extend(seats.iter().map(|seat| seat.at.number));
         numbers.sort_unstable();
         numbers.dedup();
-        let rank_of = |at: &Place<'_, K, V>| numbers.binary_search(&at.number).unwrap_or(0) as u8;
-        let ranks = places.iter().map(rank_of).collect();
-        return (numbers, ranks);
+        for seat in seats {
+            seat.rank = numbers.partition_point(|&number| number < seat.at.number) as u8;
+        }
+        return numbers;
     }
     let mut is_needed = [0_u64; FEW / 64];
-    for at in places {
-        is_needed[at.number / 64 % (FEW / 64)] |= 1 << (at.number % 64);
+    for seat in &*seats {
+        is_needed[seat.at.number / 64 % (FEW / 64)] |= 1 << (seat.at.number % 64);
     }
     let mut rank_of = [0_u8; FEW];
-    for (word, &of_word) in is_needed.iter().enumerate() {
-        let mut left = of_word;
-        while left != 0 {
-            let number = 64 * word + left.trailing_zeros() as usize;
-            rank_of[number] = numbers.len() as u8;
+    for (word, mut needed) in is_needed.into_iter().enumerate() {
+        while needed != 0 {
+            let number = 64 * word + needed.trailing_zeros() as usize;
+            rank_of[number % FEW] = numbers.len() as u8;
             numbers.push(number);
-            left &= left - 1;
+            needed &= needed - 1;
         }
     }
-    let ranks = places.iter().map(|at| rank_of[at.number % FEW]).collect();
-    (numbers, ranks)
+    for seat in seats {
+        seat.rank = rank_of[seat.at.number % FEW];
+    }
+    numbers
 }
