@@ -80,15 +80,15 @@ impl EmbeddingVector {
 
     /// The first component that is NaN or infinite, with its place.
     pub(crate) fn first_non_finite(&self) -> Option<(usize, f32)> {
-        // Zero times a finite number is zero, times any other it is NaN, and a sum with a NaN is NaN:
-        // three vector instructions for four components, as every put reads its whole vector for
-        // this. Sums apart, so that they need not wait for each other.
+        // A sum is finite only if all its terms are, so mostly one addition for four components tells
+        // all: every put reads its whole vector for this. Sums apart, so that they need not wait for
+        // each other. Where finite terms overflow their sum, the second look finds nothing.
         let (chunks, rest) = self.0.as_chunks::<16>();
         let add = |sums: [f32; 16], chunk: &[f32; 16]| -> [f32; 16] {
-            std::array::from_fn(|lane| sums[lane] + chunk[lane] * 0.0)
+            std::array::from_fn(|lane| sums[lane] + chunk[lane])
         };
         let sums = chunks.iter().fold([0.0; 16], add);
-        if sums.iter().all(|sum| *sum == 0.0) && rest.iter().all(|x| x.is_finite()) {
+        if sums.iter().chain(rest).all(|x| x.is_finite()) {
             return None;
         }
         self.0.iter().copied().enumerate().find(|(_, x)| !x.is_finite())
@@ -249,6 +249,8 @@ mod tests {
         for &dimensions in dimensions {
             let finite: Vec<f32> = extremes.iter().copied().cycle().take(dimensions).collect();
             assert_eq!(EmbeddingVector::from(&finite[..]).first_non_finite(), None);
+            let huge = EmbeddingVector::from(vec![f32::MAX; dimensions]);
+            assert_eq!(huge.first_non_finite(), None, "though their sum is infinite");
             for bad in [f32::NAN, -f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
                 for place in 0..dimensions {
                     let mut components = finite.clone();

@@ -77,16 +77,14 @@ impl Stamp {
         Self(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX).min(u64::MAX - 1))
     }
 
-    /// The first moment at which an entry written now is expired: its age exceeds the
-    /// time-to-live. One of no life at all is expired at once.
-    pub(super) fn expiry(self, time_to_live: Option<Duration>) -> Self {
-        match time_to_live {
-            None => Self::NEVER,
-            Some(Duration::ZERO) => Self::ZERO,
-            Some(life) => {
-                let life = u64::try_from(life.as_nanos()).unwrap_or(u64::MAX);
-                Self(self.0.saturating_add(life).saturating_add(1))
-            }
+    /// The first moment at which an entry written now is expired: its age exceeds how long it is
+    /// `kept`. One of no life at all is expired at once.
+    #[inline]
+    pub(super) fn expiry(self, kept: Span) -> Self {
+        match kept {
+            Span::ENDLESS => Self::NEVER,
+            Span::NONE => Self::ZERO,
+            Span(nanos) => Self(self.0.saturating_add(nanos).saturating_add(1)),
         }
     }
 
@@ -121,6 +119,21 @@ impl Stamp {
 
     pub(super) fn since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// How long an entry is kept, in nanoseconds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Span(u64);
+
+impl Span {
+    /// Expired at once.
+    pub(super) const NONE: Self = Self(0);
+    pub(super) const ENDLESS: Self = Self(u64::MAX);
+
+    /// That of an entry with this time-to-live.
+    pub(super) fn of(time_to_live: Duration) -> Self {
+        Self(u64::try_from(time_to_live.as_nanos()).unwrap_or(u64::MAX - 1))
     }
 }
 
@@ -232,12 +245,12 @@ mod tests {
     #[test]
     fn an_entry_lives_until_its_age_exceeds_the_time_to_live() {
         let written = Stamp(1000);
-        let expiry = written.expiry(Some(Duration::from_nanos(50)));
+        let expiry = written.expiry(Span::of(Duration::from_nanos(50)));
         assert!(expiry.is_alive_at(Stamp(1050)));
         assert!(!expiry.is_alive_at(Stamp(1051)));
         assert!(expiry.is_alive_at(Stamp(3)), "a clock set back revives, it does not kill");
-        assert!(!written.expiry(Some(Duration::ZERO)).is_alive_at(Stamp::ZERO));
-        assert!(written.expiry(None).is_alive_at(Stamp(u64::MAX - 1)));
+        assert!(!written.expiry(Span::of(Duration::ZERO)).is_alive_at(Stamp::ZERO));
+        assert!(written.expiry(Span::ENDLESS).is_alive_at(Stamp(u64::MAX - 1)));
         assert_eq!(Stamp(7).since(Stamp(9)), Duration::ZERO);
     }
 
@@ -245,7 +258,7 @@ mod tests {
     fn huge_times_saturate() {
         let late = Stamp::from_duration(Duration::MAX);
         assert_ne!(late, Stamp::NEVER);
-        assert_eq!(late.expiry(Some(Duration::MAX)), Stamp::NEVER);
+        assert_eq!(late.expiry(Span::of(Duration::MAX)), Stamp::NEVER);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use std::time::Duration;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::chunked::{Chunked, SlotId};
-use super::clock::Stamp;
+use super::clock::{Span, Stamp};
 use super::policy::{Links, List};
 
 /// Entries found used, and put in front again, under one lock hold at most.
@@ -33,7 +33,7 @@ struct Use {
 
 #[derive(Debug)]
 pub(super) struct Idle {
-    limit: Duration,
+    limit: Span,
     uses: Chunked<Use>,
     links: Chunked<Links>,
     /// In the order of `listed`, the earliest at the back.
@@ -47,7 +47,7 @@ pub(super) struct Idle {
 impl Idle {
     pub(super) fn new(limit: Duration) -> Self {
         Self {
-            limit,
+            limit: Span::of(limit),
             uses: Chunked::default(),
             links: Chunked::default(),
             order: List::default(),
@@ -78,7 +78,7 @@ impl Idle {
     }
 
     fn end_of(&self, id: SlotId) -> Stamp {
-        Stamp::from_nanos(self.uses[id].last.load(Relaxed)).expiry(Some(self.limit))
+        Stamp::from_nanos(self.uses[id].last.load(Relaxed)).expiry(self.limit)
     }
 
     /// Whether the time since the last use of `id` exceeds the limit.
@@ -115,7 +115,7 @@ impl Idle {
     pub(super) fn expired(&mut self, now: Stamp) -> Option<SlotId> {
         while self.looks > 0 {
             let id = self.order.back()?;
-            if self.uses[id].listed.expiry(Some(self.limit)).is_alive_at(now) {
+            if self.uses[id].listed.expiry(self.limit).is_alive_at(now) {
                 return None;
             }
             if self.is_idle(id, now) {

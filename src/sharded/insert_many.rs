@@ -15,10 +15,9 @@ use smallvec::SmallVec;
 use crate::error::{ErrorKind, InsertError};
 
 use super::farewell::Farewell;
-use super::put::BITE;
+use super::put::{BITE, Newcomer};
 use super::read_many::GROUP;
 use super::shard::{Once, Patience, Unlimited, Until};
-use super::table::Newcomer;
 use super::write::Terms;
 use super::{Place, ShardedCache};
 
@@ -165,12 +164,13 @@ where
         // At once, and no more than is told of.
         self.group.reserve(self.entries.size_hint().0.min(GROUP));
         for (key, value) in self.entries.by_ref().take(GROUP) {
-            self.group.push(match self.cache.newcomer(key, value, self.terms) {
-                Ok((at, newcomer)) => {
+            self.group.push(match self.cache.admit(&key, &value, self.terms) {
+                Ok((at, ticket)) => {
                     self.order.push(self.group.len() as u8);
-                    Pending::Entry(at, Some(newcomer))
+                    Pending::Entry(at, Some(Newcomer { key, value, ticket }))
                 }
-                Err(refused) => {
+                Err(kind) => {
+                    let refused = InsertError::new(kind, key, value);
                     self.cache.count_refusal(refused.key(), refused.error());
                     Pending::Refused(refused)
                 }
@@ -205,7 +205,7 @@ where
             for &place in &order[*next..end] {
                 let Pending::Entry(_, newcomer) = &mut group[usize::from(place)] else { break };
                 if let Some(newcomer) = newcomer {
-                    (newcomer.now, newcomer.written) = (now, written);
+                    (newcomer.ticket.now, newcomer.ticket.written) = (now, written);
                 }
                 // The last of a bite may make way for one that then waits: it keeps nothing.
                 if gone.len() >= BITE || cache.try_here(&mut put, table, newcomer, gone).is_err() {
@@ -228,7 +228,7 @@ where
         if let Pending::Entry(at, newcomer) = entry {
             let (now, written) = cache.now_for_writing();
             if let Some(newcomer) = newcomer {
-                (newcomer.now, newcomer.written) = (now, written);
+                (newcomer.ticket.now, newcomer.ticket.written) = (now, written);
             }
             let mut put = cache.start_put(*at, now, terms.epoch);
             let outcome = cache.carry_out(&mut put, newcomer, farewell, patience);

@@ -24,13 +24,13 @@ use crate::error::{ErrorKind, InsertError};
 use crate::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::budget::{Amount, Reservation, Shortage};
-use super::clock::Stamp;
+use super::clock::{Span, Stamp};
 use super::expiry::Life;
 use super::farewell::{Farewell, Gone};
 use super::index::SlotHash;
 use super::policy::Leave;
 use super::shard::{Once, Patience, Shard};
-use super::table::{Entry, Newcomer, State, Table, Verdict};
+use super::table::{Entry, State, Table, Ticket, Verdict};
 use super::write::Terms;
 use super::{Place, RemovalCause, ShardedCache};
 
@@ -51,8 +51,29 @@ pub(super) struct Put<'a, K, V> {
     desperate: bool,
 }
 
-/// An entry that may be stored, and where it belongs.
-type Admitted<'a, K, V> = (Place<'a, K, V>, Newcomer<K, V>);
+/// An entry on its way in.
+pub(super) struct Newcomer<K, V> {
+    pub(super) key: K,
+    pub(super) value: V,
+    pub(super) ticket: Ticket,
+}
+
+impl<K, V> Newcomer<K, V> {
+    /// Gives key and value back.
+    pub(super) fn refused(self, kind: ErrorKind) -> InsertError<K, V> {
+        InsertError::new(kind, self.key, self.value)
+    }
+}
+
+/// What [`put_at_once`](ShardedCache::put_at_once) came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum AtOnce {
+    Inserted,
+    /// In place of the entry there is now the old value, under the newcomer's own key.
+    Replaced,
+    /// Not done.
+    Left,
+}
 
 /// What stands in the way of a put under the lock of its shard.
 pub(super) enum Hurdle {
@@ -69,48 +90,38 @@ where
 {
     /// Weighs and hashes an entry, and refuses what can never be stored.
     #[inline]
-    pub(super) fn newcomer(
+    pub(super) fn admit(
         &self,
-        key: K,
-        value: V,
+        key: &K,
+        value: &V,
         terms: Terms,
-    ) -> Result<Admitted<'_, K, V>, InsertError<K, V>> {
+    ) -> Result<(Place<'_, K, V>, Ticket), ErrorKind> {
         if let Some(ttl) = terms.time_to_live {
             if ttl > Stamp::LONGEST {
-                let kind = ErrorKind::TtlTooLong { ttl, limit: Stamp::LONGEST };
-                return Err(InsertError::new(kind, key, value));
+                return Err(ErrorKind::TtlTooLong { ttl, limit: Stamp::LONGEST });
             }
             self.may_expire.store(true, Relaxed);
         }
-        let at = self.place(&key);
-        let weight = self.config.weigher.as_ref().map_or(0, |weigh| weigh(&key, &value));
-        let size = self.config.size.as_ref().map_or(weight, |size| size(&key, &value));
-        if let Err(kind) = self.can_ever_fit(weight) {
-            return Err(InsertError::new(kind, key, value));
-        }
+        let at = self.place(key);
+        let weight = self.config.weigher.as_ref().map_or(0, |weigh| weigh(key, value));
+        let size = self.config.size.as_ref().map_or(weight, |size| size(key, value));
+        self.can_ever_fit(weight)?;
         let (now, written) = self.now_for_writing();
-        let newcomer = Newcomer {
-            key,
-            value,
-            hash: at.hash,
-            weight,
-            size,
-            lifetime: self.lifetime(terms.time_to_live, at.hash),
-            life: if terms.time_to_live.is_some() { Life::Own } else { Life::Default },
-            now,
-            written,
-        };
-        Ok((at, newcomer))
+        let span = self.span(terms.time_to_live, at.hash);
+        let life = if terms.time_to_live.is_some() { Life::Own } else { Life::Default };
+        Ok((at, Ticket { hash: at.hash, weight, size, span, life, now, written }))
     }
 
     /// How long an entry is kept: its own time-to-live, or the cache's as the jitter has it, and the
     /// grace; but one that is expired at once is not kept.
-    fn lifetime(&self, own_ttl: Option<Duration>, hash: SlotHash) -> Option<Duration> {
+    #[inline]
+    fn span(&self, own_ttl: Option<Duration>, hash: SlotHash) -> Span {
         let plan = &self.config.plan;
         let common = || self.config.time_to_live.map(|ttl| plan.jitter.apply(ttl, hash));
         match own_ttl.or_else(common) {
-            Some(ttl) if !ttl.is_zero() => Some(ttl.saturating_add(plan.grace.length())),
-            none => none,
+            None => Span::ENDLESS,
+            Some(Duration::ZERO) => Span::NONE,
+            Some(ttl) => Span::of(ttl.saturating_add(plan.grace.length())),
         }
     }
 
@@ -122,78 +133,76 @@ where
         (now, now.seconds_since(self.created.0))
     }
 
-    /// Stores `newcomer` in one lock hold and takes it, if that is as simple as it nearly always is:
-    /// the old value weighs no less, or there is room, or one entry that leaves makes enough of it.
-    /// Otherwise it is left for [`carry_out`](Self::carry_out), which can do all the rest and takes
-    /// twice as long.
+    /// Stores an entry in one lock hold, if that is as simple as it nearly always is: the old value
+    /// weighs no less, or there is room, or one entry that leaves makes enough of it. That one is
+    /// left in `gone`. Otherwise nothing is done that [`carry_out`](Self::carry_out) cannot go on
+    /// with, which can do all the rest and takes twice as long.
     #[inline]
     pub(super) fn put_at_once<P: Patience>(
         &self,
         at: Place<'_, K, V>,
-        newcomer: &mut Option<Newcomer<K, V>>,
+        new: &mut Option<(K, V)>,
+        ticket: Ticket,
         epoch: Option<u64>,
-        farewell: &mut Farewell<'_, K, V>,
+        gone: &mut Option<(K, V, RemovalCause)>,
         patience: P,
-    ) {
-        let mut gone = None;
-        at.shard.write(patience, |table| {
-            let Some(new) = newcomer else { return };
+    ) -> AtOnce {
+        let Ticket { weight, now, .. } = ticket;
+        let fresh_beyond = self.fresh_beyond(now);
+        let put = at.shard.write(patience, |table| {
+            let Some((key, value)) = new else { return AtOnce::Left };
             // Acquire: see the head of `invalidate.rs`, case 4.
             let is_outdated = table.generation() != self.generation.load(Acquire);
             if is_outdated || epoch.is_some_and(|epoch| self.is_past(epoch)) {
-                return;
+                return AtOnce::Left;
             }
             let counters = &at.shard.counters;
-            let (weight, now) = (new.weight, new.now);
             let (mut reservation, need) = (Reservation::new(&self.budget), Amount::one(weight));
-            if let Some((id, entry)) = table.find(new.hash, &new.key) {
-                if table.state(id, entry, now) != State::Dead {
+            if let Some((id, entry)) = table.find(ticket.hash, key) {
+                if entry.expiry > fresh_beyond || table.state(id, entry, now) != State::Dead {
                     if weight > entry.weight {
-                        return;
+                        return AtOnce::Left;
                     }
-                    let Some(new) = newcomer.take() else { return };
-                    if let Some(replaced) = table.replace(id, new) {
-                        let freed = Amount { entries: 0, weight: replaced.weight - weight };
-                        self.budget.release(freed);
-                        gone = Some((replaced.key, replaced.value, RemovalCause::Replaced));
+                    let old = table.replace(id, value, ticket);
+                    if weight != old {
+                        self.budget.release(Amount { entries: 0, weight: old - weight });
                     }
                     counters.updates.count();
-                    return;
+                    return AtOnce::Replaced;
                 }
                 // An expired entry of the same key is no update: it leaves, and gives its room.
                 if let Some(entry) = table.take(id, Leave::Other) {
                     reservation.take_over(Amount::one(entry.weight));
                     counters.expired.count();
-                    gone = Some((entry.key, entry.value, RemovalCause::Expired));
+                    *gone = Some((entry.key, entry.value, RemovalCause::Expired));
                 }
             }
             if let Err(shortage) = reservation.cover(need) {
                 if gone.is_some() || !self.has_its_share(table.held(), shortage) {
-                    return;
+                    return AtOnce::Left;
                 }
                 let Some((entry, verdict)) = table.make_way(shortage, now, None, true) else {
-                    return;
+                    return AtOnce::Left;
                 };
                 reservation.take_over(Amount::one(entry.weight));
                 let cause = self.count_departure(at.shard, verdict, shortage);
-                gone = Some((entry.key, entry.value, cause));
+                *gone = Some((entry.key, entry.value, cause));
                 // What has left stays gone: it made way for this newcomer all the same.
                 if reservation.cover(need).is_err() {
-                    return;
+                    return AtOnce::Left;
                 }
             }
             if table.is_full() {
-                return;
+                return AtOnce::Left;
             }
-            if let Some(new) = newcomer.take() {
-                table.insert(new);
+            if let Some((key, value)) = new.take() {
+                table.insert(key, value, ticket);
                 counters.insertions.count();
                 reservation.spend(need);
             }
+            AtOnce::Inserted
         });
-        if let Some((key, value, cause)) = &gone {
-            farewell.tell(key, value, *cause);
-        }
+        put.unwrap_or(AtOnce::Left)
     }
 
     /// A put to the shard of `at`.
@@ -214,7 +223,7 @@ where
         farewell: &mut Farewell<'_, K, V>,
         patience: P,
     ) -> Result<(), ErrorKind> {
-        let weight = newcomer.as_ref().map_or(0, |newcomer| newcomer.weight);
+        let weight = newcomer.as_ref().map_or(0, |newcomer| newcomer.ticket.weight);
         // Every round but the waiting ones frees something, most of them a whole bite.
         let most = WAITS + 64 + u32::try_from(self.len() / (BITE / 2)).unwrap_or(u32::MAX / 2);
         let mut waits = 0;
@@ -267,7 +276,8 @@ where
             return Err(Hurdle::Invalidated);
         }
         let counters = &put.at.shard.counters;
-        let found = table.find(new.hash, &new.key);
+        let ticket = new.ticket;
+        let found = table.find(ticket.hash, &new.key);
         let found = found
             .map(|(id, entry)| (id, table.state(id, entry, put.now) != State::Dead, entry.weight));
         let old = found.filter(|&(_, alive, _)| alive);
@@ -279,8 +289,8 @@ where
             gone.push((entry.key, entry.value, RemovalCause::Expired));
         }
         let need = match old {
-            None => Amount::one(new.weight),
-            Some((.., old)) => Amount { entries: 0, weight: new.weight.saturating_sub(old) },
+            None => Amount::one(ticket.weight),
+            Some((.., old)) => Amount { entries: 0, weight: ticket.weight.saturating_sub(old) },
         };
         let old = old.map(|(id, ..)| id);
         if !self.make_room(put, put.at.shard, table, need, old, gone) {
@@ -294,19 +304,18 @@ where
             };
             self.see_off(put, put.at.shard, entry, verdict, Shortage::Entries, gone);
         }
-        let Some(new) = newcomer.take() else { return Ok(()) };
-        let weight = new.weight;
+        let Some(mut new) = newcomer.take() else { return Ok(()) };
+        let weight = ticket.weight;
         match old {
             None => {
-                table.insert(new);
+                table.insert(new.key, new.value, ticket);
                 counters.insertions.count();
                 put.reservation.spend(Amount::one(weight));
             }
             Some(id) => {
-                if let Some(replaced) = table.replace(id, new) {
-                    put.reservation.take_over(Amount { entries: 0, weight: replaced.weight });
-                    gone.push((replaced.key, replaced.value, RemovalCause::Replaced));
-                }
+                let old = table.replace(id, &mut new.value, ticket);
+                put.reservation.take_over(Amount { entries: 0, weight: old });
+                gone.push((new.key, new.value, RemovalCause::Replaced));
                 counters.updates.count();
                 put.reservation.spend(Amount { entries: 0, weight });
             }

@@ -8,12 +8,11 @@ use std::time::Duration;
 
 use equivalent::Equivalent;
 
-use crate::error::{ErrorKind, InsertError};
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::budget::{Amount, Shortage};
 use super::chunked::{Chunked, SlotId};
-use super::clock::{Grace, Stamp};
+use super::clock::{Grace, Span, Stamp};
 use super::expiry::{Expiry, Jitter, Life};
 use super::idle::Idle;
 use super::index::{Index, SlotHash};
@@ -68,35 +67,18 @@ impl<K, V> Slot<K, V> {
     }
 }
 
-/// An entry on its way in.
-#[derive(Debug)]
-pub(super) struct Newcomer<K, V> {
-    pub(super) key: K,
-    pub(super) value: V,
+/// What the table has to know of an entry that comes in, beside its key and value.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ticket {
     pub(super) hash: SlotHash,
     pub(super) weight: u64,
     /// What [`MemoryPressure::LargestFirst`] goes by.
     pub(super) size: u64,
     /// How long it is kept: its time-to-live and the grace.
-    pub(super) lifetime: Option<Duration>,
+    pub(super) span: Span,
     pub(super) life: Life,
     pub(super) now: Stamp,
     pub(super) written: u32,
-}
-
-impl<K, V> Newcomer<K, V> {
-    /// Gives key and value back.
-    pub(super) fn refused(self, kind: ErrorKind) -> InsertError<K, V> {
-        InsertError::new(kind, self.key, self.value)
-    }
-}
-
-/// What a newcomer displaced: its own key, which the old one equals, and the old value.
-#[derive(Debug)]
-pub(super) struct Replaced<K, V> {
-    pub(super) key: K,
-    pub(super) value: V,
-    pub(super) weight: u64,
 }
 
 /// Why a victim was chosen.
@@ -374,10 +356,10 @@ impl<K, V> Table<K, V> {
     }
 
     /// Adds an entry whose key is not here. Its room is reserved.
-    pub(super) fn insert(&mut self, newcomer: Newcomer<K, V>) {
-        let Newcomer { key, value, hash, weight, size, lifetime, life, now, written } = newcomer;
+    pub(super) fn insert(&mut self, key: K, value: V, ticket: Ticket) {
+        let Ticket { hash, weight, size, span, life, now, written } = ticket;
         self.latest = self.latest.max(now);
-        let expiry = self.latest.expiry(lifetime);
+        let expiry = self.latest.expiry(span);
         let slot = Slot::Occupied(Entry {
             key,
             value,
@@ -408,34 +390,31 @@ impl<K, V> Table<K, V> {
         self.held += Amount::one(weight);
     }
 
-    /// Replaces the value of an entry, its weight, its time-to-live. That counts as a use.
-    pub(super) fn replace(
-        &mut self,
-        id: SlotId,
-        newcomer: Newcomer<K, V>,
-    ) -> Option<Replaced<K, V>> {
+    /// Exchanges the value of an entry and `value`, and gives it the weight and the time-to-live of
+    /// the ticket. That counts as a use. Returns the old weight.
+    pub(super) fn replace(&mut self, id: SlotId, value: &mut V, ticket: Ticket) -> u64 {
+        let Ticket { hash, weight, size, span, life, now, written } = ticket;
         self.touch(id);
-        self.latest = self.latest.max(newcomer.now);
-        let Slot::Occupied(entry) = &mut self.slots[id] else { return None };
-        self.expiry.cancel(id, entry.expiry, entry.hash);
-        entry.expiry = self.latest.expiry(newcomer.lifetime);
-        self.expiry.schedule(id, entry.expiry, newcomer.life, entry.hash);
+        self.latest = self.latest.max(now);
+        let Slot::Occupied(entry) = &mut self.slots[id] else { return weight };
+        self.expiry.cancel(id, entry.expiry, hash);
+        entry.expiry = self.latest.expiry(span);
+        self.expiry.schedule(id, entry.expiry, life, hash);
+        std::mem::swap(&mut entry.value, value);
+        let old = std::mem::replace(&mut entry.weight, weight);
         if let Some(idle) = &mut self.idle {
             idle.write(id, self.latest);
         }
         if let Some(sizes) = &mut self.sizes {
             sizes.remove(id);
-            sizes.insert(id, newcomer.size);
+            sizes.insert(id, size);
         }
-        *self.written.reach(id) = newcomer.written;
-        if newcomer.weight != entry.weight {
-            self.policy.weigh(id, newcomer.weight);
+        if weight != old {
+            self.policy.weigh(id, weight);
+            self.held.weight = self.held.weight - old + weight;
         }
-        let weight = std::mem::replace(&mut entry.weight, newcomer.weight);
-        let value = std::mem::replace(&mut entry.value, newcomer.value);
-        self.held = self.held.saturating_sub(Amount { entries: 0, weight });
-        self.held += Amount { entries: 0, weight: newcomer.weight };
-        Some(Replaced { key: newcomer.key, value, weight })
+        self.written[id] = written;
+        old
     }
 
     /// Takes an entry out.

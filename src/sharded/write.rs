@@ -7,10 +7,10 @@ use equivalent::Equivalent;
 
 use crate::error::{CacheError, InsertError};
 
-use super::farewell::Farewell;
 use super::policy::Leave;
+use super::put::{AtOnce, Newcomer};
 use super::shard::{Once, Patience, Unlimited, Until};
-use super::table::{Newcomer, State};
+use super::table::{State, Ticket};
 use super::{Place, RemovalCause, ShardedCache};
 
 /// On what terms an entry is stored.
@@ -212,30 +212,47 @@ where
         terms: Terms,
         patience: P,
     ) -> Result<(), InsertError<K, V>> {
-        let (at, newcomer) = self.newcomer(key, value, terms)?;
-        let (mut newcomer, mut farewell) = (Some(newcomer), self.farewell());
-        self.put_at_once(at, &mut newcomer, terms.epoch, &mut farewell, patience);
-        match newcomer {
-            None => {
-                farewell.end();
-                Ok(())
-            }
-            Some(newcomer) => self.insert_in_rounds(at, newcomer, terms, farewell, patience),
+        let (at, ticket) = match self.admit(&key, &value, terms) {
+            Ok(admitted) => admitted,
+            Err(kind) => return Err(InsertError::new(kind, key, value)),
+        };
+        let (mut new, mut gone) = (Some((key, value)), None);
+        let put = self.put_at_once(at, &mut new, ticket, terms.epoch, &mut gone, patience);
+        if put != AtOnce::Left && self.config.listener.is_none() {
+            // What was replaced or has left is dropped here, with no lock held.
+            return Ok(());
         }
+        self.follow_up(at, (put, new, gone), ticket, terms, patience)
     }
 
+    /// What a put has to do beyond [`put_at_once`](Self::put_at_once): to tell the listener, and
+    /// what was not that simple.
     #[cold]
     #[inline(never)]
-    fn insert_in_rounds<P: Patience>(
+    #[allow(clippy::type_complexity)]
+    fn follow_up<P: Patience>(
         &self,
         at: Place<'_, K, V>,
-        newcomer: Newcomer<K, V>,
+        (at_once, new, gone): (AtOnce, Option<(K, V)>, Option<(K, V, RemovalCause)>),
+        ticket: Ticket,
         terms: Terms,
-        mut farewell: Farewell<'_, K, V>,
         patience: P,
     ) -> Result<(), InsertError<K, V>> {
-        let mut put = self.start_put(at, newcomer.now, terms.epoch);
-        let mut newcomer = Some(newcomer);
+        let mut farewell = self.farewell();
+        if let Some((key, value, cause)) = &gone {
+            farewell.tell(key, value, *cause);
+        }
+        let (Some((key, value)), true) = (new, at_once != AtOnce::Inserted) else {
+            farewell.end();
+            return Ok(());
+        };
+        if at_once == AtOnce::Replaced {
+            farewell.tell(&key, &value, RemovalCause::Replaced);
+            farewell.end();
+            return Ok(());
+        }
+        let mut put = self.start_put(at, ticket.now, terms.epoch);
+        let mut newcomer = Some(Newcomer { key, value, ticket });
         let outcome = self.carry_out(&mut put, &mut newcomer, &mut farewell, patience);
         drop(put);
         farewell.end();
