@@ -6,164 +6,221 @@
 //! algorithm R does, and leaves no tombstones). So a lookup nearly always costs one cache miss and
 //! no mispredicted branch, where hashbrown's table costs two misses that depend on each other, its
 //! control bytes and then its bucket; in a cache larger than the processor's, misses are what a hit
-//! consists of.
+//! consists of. How many of them a processor has under way at once depends on how many instructions
+//! stand between them, so [`Index::find`] is one bucket, one comparison and one look; all else is
+//! done elsewhere, by calls that are seldom made.
 //!
 //! Nor does hashbrown's table grow in steps: when it is full, or full of tombstones, it rehashes
 //! everything at once, which under the lock of a shard with a million entries is tens of
-//! milliseconds. This index lays a second table beside the first and moves [`STEP`] buckets with each
-//! insert. While both are there a lookup asks both; otherwise the second costs one predictable
-//! branch.
+//! milliseconds. Here each insert does a little: into memory that nobody has touched yet it writes
+//! [`EMPTIED`] empty buckets of a second table, as long as that one is not complete, and after that
+//! it moves [`STEP`] buckets there out of the first. A lookup that finds nothing in one asks the
+//! other, if both are in use; otherwise that costs it one predictable branch, and a hit nothing.
 
-use wide::u32x8;
+use wide::bytemuck::cast;
+use wide::{i8x16, i16x8, u32x8};
 
 use super::chunked::SlotId;
 
-/// Buckets moved with each insert while two tables are there.
+/// Buckets moved with each insert while two tables are in use.
 const STEP: usize = 4;
+/// Empty buckets written with each insert while the next table is not complete.
+const EMPTIED: usize = 16;
 
 /// Hashes in a bucket.
 const LANES: usize = 8;
-/// Words of a bucket: the hashes, then for each the number of its slot plus one.
-const WORDS: usize = 2 * LANES;
-/// The number of no slot: an empty lane, as fresh memory has it. They are behind the others.
-const EMPTY: u32 = 0;
-/// The number of no slot: a lane whose content has been moved out of a table that is being left.
-const MOVED: u32 = u32::MAX;
+/// The last lane to be filled: something is in it only while the bucket is full.
+const LAST: usize = LANES - 1;
+
+/// No slot: an empty lane. `Chunked` gives out neither this number nor the next.
+const EMPTY: u32 = SlotId::NONE.bits();
+/// No slot: a lane whose content was taken out of a table that is being left. For searches the
+/// bucket stays as full as it was.
+const MOVED: u32 = EMPTY - 1;
 
 /// The part of a key's hash that is kept. The upper half of the 64 bits chose the shard; this is the
 /// lower half, so the two are independent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct SlotHash(pub(super) u32);
 
-/// One bucket, as it stands in a table.
-type Bucket = [u32; WORDS];
+impl SlotHash {
+    /// What stands in the table: no two hashes have the same, and the upper bits, which choose the
+    /// bucket, depend on all the others, so that hash functions whose upper bits are poor do as well.
+    #[inline(always)]
+    const fn spread(self) -> Spread {
+        Spread(self.0.wrapping_mul(0x9E37_79B9))
+    }
+}
 
-/// A lane for each bit that is set, the lowest first.
+/// A hash, [spread](SlotHash::spread).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Spread(u32);
+
+/// Lanes of a bucket: for each two bits, both set or both not. That is the mask for which SSE2 needs
+/// the fewest instructions.
 struct Lanes(u32);
+
+impl Lanes {
+    /// Those in which `number` stands.
+    #[inline(always)]
+    fn with(number: u32, lanes: u32x8) -> Self {
+        let same = lanes.simd_eq(u32x8::splat(number)).cast_signed();
+        Self(cast::<_, i8x16>(i16x8::from_i32x8_saturate(same)).to_bitmask())
+    }
+}
 
 impl Iterator for Lanes {
     type Item = usize;
 
     #[inline(always)]
     fn next(&mut self) -> Option<usize> {
-        let lane = (self.0 != 0).then(|| self.0.trailing_zeros() as usize);
-        self.0 &= self.0.wrapping_sub(1);
-        lane
+        // The remainder says nothing new, but it spares the check of an index.
+        let lane = (self.0 != 0).then(|| self.0.trailing_zeros() as usize / 2 % LANES)?;
+        self.0 &= !(3 << (2 * lane));
+        Some(lane)
     }
 }
 
-/// The lanes whose hash is `hash`, some of them perhaps empty.
-#[inline(always)]
-fn lanes_with(bucket: &Bucket, hash: SlotHash) -> Lanes {
-    let [a, b, c, d, e, f, g, h, ..] = *bucket;
-    let same = u32x8::new([a, b, c, d, e, f, g, h]).simd_eq(u32x8::splat(hash.0));
-    Lanes(same.to_bitmask())
+/// A line of the processor's cache.
+///
+/// Lanes may be occupied in any order, except that [`LAST`] is only if all others are. The spread of
+/// an empty lane is one that no search for has this bucket as its first, so who looks for a spread
+/// in the bucket where it belongs need not ask whether what was found is a slot.
+#[derive(Debug)]
+#[repr(C, align(64))]
+struct Bucket {
+    spreads: u32x8,
+    slots: u32x8,
 }
 
-/// The slot in `lane`.
-#[inline(always)]
-fn slot_in(bucket: &Bucket, lane: usize) -> Option<SlotId> {
-    match bucket[LANES + lane % LANES] {
-        EMPTY | MOVED => None,
-        number => Some(SlotId::from_bits(number - 1)),
+impl Bucket {
+    /// The empty bucket at the place `at`.
+    fn empty(at: usize) -> Self {
+        Self { spreads: u32x8::splat(no_spread(at)), slots: u32x8::splat(EMPTY) }
+    }
+
+    /// Whether there may be more in the next bucket.
+    #[inline(always)]
+    fn is_full(&self) -> bool {
+        self.slot(LAST) != EMPTY
+    }
+
+    fn put(&mut self, lane: usize, (spread, slot): (u32, u32)) {
+        self.spreads.as_mut_array()[lane] = spread;
+        self.slots.as_mut_array()[lane] = slot;
+    }
+
+    fn content(&self, lane: usize) -> (u32, u32) {
+        (self.spreads.as_array()[lane], self.slot(lane))
+    }
+
+    #[inline(always)]
+    fn slot(&self, lane: usize) -> u32 {
+        self.slots.as_array()[lane]
     }
 }
 
-/// Whether there may be more in the next bucket.
+/// A spread that does not belong into the bucket `at`, however many buckets there are: the lowest
+/// belongs into the first, the highest into the last. It takes two to have another.
 #[inline(always)]
-fn is_full(bucket: &Bucket) -> bool {
-    bucket[WORDS - 1] != EMPTY
-}
-
-/// Lanes in use.
-fn used(bucket: &Bucket) -> usize {
-    let [.., a, b, c, d, e, f, g, h] = *bucket;
-    let empty = u32x8::new([a, b, c, d, e, f, g, h]).simd_eq(u32x8::splat(EMPTY));
-    (empty.to_bitmask() | 1 << LANES).trailing_zeros() as usize
-}
-
-fn put(bucket: &mut Bucket, lane: usize, hash: u32, number: u32) {
-    bucket[lane] = hash;
-    bucket[LANES + lane] = number;
+const fn no_spread(at: usize) -> u32 {
+    if at == 0 { u32::MAX } else { 0 }
 }
 
 /// A table of buckets. Not all of them are full, which ends every search.
 #[derive(Debug, Default)]
 struct Buckets {
-    words: Box<[u32]>,
-    /// The first word of the first bucket: where a cache line begins.
-    first: usize,
-    /// How many buckets there are.
-    count: usize,
+    /// None, or at least two.
+    buckets: Vec<Bucket>,
     /// How many slots stand in them.
     len: usize,
 }
 
+/// How many slots so many buckets have room for: three quarters of the lanes, for then few buckets
+/// are full.
+const fn room(buckets: usize) -> usize {
+    (buckets * 6).saturating_sub(6)
+}
+
+/// How many buckets there are after growth: they have room for a third more.
+const fn grown(buckets: usize) -> usize {
+    let room = room(buckets);
+    (room + room / 3 + 8).div_ceil(6) + 1
+}
+
 impl Buckets {
-    /// With room for `len` and a third more.
-    fn for_more_than(len: usize) -> Self {
-        // Three quarters of the lanes may be used: then few buckets are full.
-        let room = len + len / 3 + 8;
-        let count = room.div_ceil(6) + 1;
-        // Zeroed pages straight from the allocator: nothing is written here.
-        let words = vec![EMPTY; count * WORDS + WORDS - 1].into_boxed_slice();
-        let past_line = words.as_ptr().addr() % 64 / size_of::<u32>();
-        Self { words, first: (WORDS - past_line) % WORDS, count, len: 0 }
-    }
-
-    fn has_room(&self) -> bool {
-        self.len < (self.count * 6).saturating_sub(6)
-    }
-
+    /// Where the search for `spread` begins.
     #[inline(always)]
-    fn bucket(&self, at: usize) -> Option<&Bucket> {
-        // Behind the last bucket there is no room for another.
-        self.words.get(self.first + at * WORDS..)?.first_chunk()
-    }
-
-    fn bucket_mut(&mut self, at: usize) -> &mut Bucket {
-        let (buckets, _) = self.words[self.first..].as_chunks_mut();
-        &mut buckets[at]
-    }
-
-    /// Where the search for `hash` begins.
-    #[inline(always)]
-    fn home(&self, hash: u32) -> usize {
-        // Multiplied first, so that hash functions whose upper bits are poor do as well.
-        let spread = hash.wrapping_mul(0x9E37_79B9);
-        ((u64::from(spread) * self.count as u64) >> 32) as usize
+    fn home(&self, spread: Spread) -> usize {
+        ((u64::from(spread.0) * self.buckets.len() as u64) >> 32) as usize
     }
 
     #[inline(always)]
     fn after(&self, at: usize) -> usize {
-        if at + 1 == self.count { 0 } else { at + 1 }
+        if at + 1 == self.buckets.len() { 0 } else { at + 1 }
     }
 
     /// How many buckets further `to` is than `from`, going round the end.
     fn distance(&self, from: usize, to: usize) -> usize {
-        if to >= from { to - from } else { to + self.count - from }
+        if to >= from { to - from } else { to + self.buckets.len() - from }
     }
 
-    /// What `look` makes of the first of the slots with `hash` of which it makes something; it is
-    /// given the bucket and the lane as well.
+    /// What `look` makes of the first of the slots with `spread` of which it makes something.
     #[inline(always)]
-    fn find<R>(
-        &self,
-        hash: SlotHash,
-        look: impl Fn(usize, usize, SlotId) -> Option<R>,
-    ) -> Option<R> {
-        let mut at = self.home(hash.0);
+    fn find<R>(&self, spread: Spread, look: impl Fn(SlotId) -> Option<R>) -> Option<R> {
+        // `None` only where there are no buckets at all.
+        let bucket = self.buckets.get(self.home(spread))?;
+        if let Some(lane) = Lanes::with(spread.0, bucket.spreads).next() {
+            let found = look(SlotId::from_bits(bucket.slot(lane)));
+            return if found.is_some() { found } else { self.find_another(spread, look) };
+        }
+        if bucket.is_full() { self.find_behind(spread, look) } else { None }
+    }
+
+    /// As [`find`](Self::find), after its only look was in vain.
+    // Apart, as is the next one, so that `find` keeps nothing at hand for it. And two, for to one
+    // it would have to say why it is called, which takes keeping the outcome of the comparison.
+    #[cold]
+    #[inline(never)]
+    fn find_another<R>(&self, spread: Spread, look: impl Fn(SlotId) -> Option<R>) -> Option<R> {
+        let bucket = self.buckets.get(self.home(spread))?;
+        let mut others = Lanes::with(spread.0, bucket.spreads).skip(1);
+        let found = others.find_map(|lane| look(SlotId::from_bits(bucket.slot(lane))));
+        if found.is_none() && bucket.is_full() { self.find_behind(spread, look) } else { found }
+    }
+
+    /// As [`find`](Self::find), for slots that the bucket where they belong had no room for.
+    #[cold]
+    #[inline(never)]
+    fn find_behind<R>(&self, spread: Spread, look: impl Fn(SlotId) -> Option<R>) -> Option<R> {
+        let mut at = self.home(spread);
         loop {
-            // `None` only where there are no buckets at all.
-            let bucket = self.bucket(at)?;
-            for lane in lanes_with(bucket, hash) {
-                if let Some(id) = slot_in(bucket, lane)
-                    && let Some(seen) = look(at, lane, id)
+            at = self.after(at);
+            let bucket = self.buckets.get(at)?;
+            for lane in Lanes::with(spread.0, bucket.spreads) {
+                // Here an empty lane may look like any other.
+                if bucket.slot(lane) < MOVED
+                    && let Some(found) = look(SlotId::from_bits(bucket.slot(lane)))
                 {
-                    return Some(seen);
+                    return Some(found);
                 }
             }
-            if !is_full(bucket) {
+            if !bucket.is_full() {
+                return None;
+            }
+        }
+    }
+
+    /// The bucket and the lane in which `slot` stands, which has `spread`.
+    #[inline(always)]
+    fn place_of(&self, spread: Spread, slot: u32) -> Option<(usize, usize)> {
+        let mut at = self.home(spread);
+        loop {
+            let bucket = self.buckets.get(at)?;
+            if let Some(lane) = Lanes::with(slot, bucket.slots).next() {
+                return Some((at, lane));
+            }
+            if !bucket.is_full() {
                 return None;
             }
             at = self.after(at);
@@ -171,61 +228,79 @@ impl Buckets {
     }
 
     /// Adds a slot. The caller has seen to it that there is room.
-    fn insert(&mut self, hash: u32, number: u32) {
-        let mut at = self.home(hash);
+    #[inline(always)]
+    fn insert(&mut self, spread: Spread, slot: u32) {
+        self.len += 1;
+        let mut at = self.home(spread);
         loop {
-            let bucket = self.bucket_mut(at);
-            if !is_full(bucket) {
-                put(bucket, used(bucket), hash, number);
-                break;
+            let bucket = &mut self.buckets[at];
+            if let Some(lane) = Lanes::with(EMPTY, bucket.slots).next() {
+                bucket.put(lane, (spread.0, slot));
+                return;
             }
             at = self.after(at);
         }
-        self.len += 1;
     }
 
     /// Takes out what is in `lane` of the bucket `at`, and moves up what would not be found behind
     /// the gap.
-    fn remove(&mut self, mut at: usize, mut lane: usize) {
+    #[inline(always)]
+    fn remove(&mut self, at: usize, lane: usize) {
         self.len -= 1;
-        loop {
-            // The last one of the bucket into the gap.
-            let bucket = self.bucket_mut(at);
-            let was_full = is_full(bucket);
-            let last = used(bucket) - 1;
-            put(bucket, lane, bucket[last], bucket[LANES + last]);
-            put(bucket, last, 0, EMPTY);
+        let bucket = &mut self.buckets[at];
+        if bucket.is_full() {
+            return self.close_gap(at, lane);
+        }
+        bucket.put(lane, (no_spread(at), EMPTY));
+    }
+
+    /// Fills `lane` of the bucket `hole`, which is full, with what there was no room for, and the
+    /// gap that this leaves likewise.
+    #[inline(never)]
+    fn close_gap(&mut self, mut hole: usize, mut lane: usize) {
+        while let Some((from, its_lane)) = self.overflow_of(hole) {
+            let bucket = &mut self.buckets[from];
+            let (moved, was_full) = (bucket.content(its_lane), bucket.is_full());
+            bucket.put(its_lane, (no_spread(from), EMPTY));
+            self.buckets[hole].put(lane, moved);
             if !was_full {
                 return;
             }
-            // Of what this bucket had no room for, the next one into the last lane.
-            let Some((from, its_lane)) = self.overflow_of(at) else { return };
-            let moved = self.bucket_mut(from);
-            let (hash, number) = (moved[its_lane], moved[LANES + its_lane]);
-            put(self.bucket_mut(at), last, hash, number);
-            (at, lane) = (from, its_lane);
+            (hole, lane) = (from, its_lane);
         }
+        // The last lane is the first to be empty.
+        let bucket = &mut self.buckets[hole];
+        bucket.put(lane, bucket.content(LAST));
+        bucket.put(LAST, (no_spread(hole), EMPTY));
     }
 
     /// The next lane whose search leads through the bucket `hole`, which was full.
     fn overflow_of(&self, hole: usize) -> Option<(usize, usize)> {
         let mut at = self.after(hole);
+        let mut way = 1;
         while at != hole {
-            let bucket = self.bucket(at)?;
-            let way = self.distance(hole, at);
-            let passed = |&lane: &usize| self.distance(self.home(bucket[lane]), at) >= way;
-            if let Some(lane) = (0..used(bucket)).find(passed) {
+            let bucket = &self.buckets[at];
+            let passed = |&lane: &usize| {
+                let (spread, slot) = bucket.content(lane);
+                let home = self.home(Spread(spread));
+                // In this order: nearly all are at home.
+                home != at && slot != EMPTY && self.distance(home, at) >= way
+            };
+            if let Some(lane) = (0..LANES).find(passed) {
                 return Some((at, lane));
             }
-            if !is_full(bucket) {
+            if !bucket.is_full() {
                 return None;
             }
             at = self.after(at);
+            way += 1;
         }
         None
     }
 }
 
+/// When [`table`](Self::table) is nearly full, the next one is being written, and nobody reads it.
+/// Then that one is the table, and what the old one holds is being moved. Mostly neither.
 #[derive(Debug, Default)]
 pub(super) struct Index {
     table: Buckets,
@@ -233,6 +308,10 @@ pub(super) struct Index {
     draining: Buckets,
     /// The buckets of `draining` before this one have been moved.
     moved: usize,
+    /// The first buckets of the next table, empty and with room for all others.
+    next: Vec<Bucket>,
+    /// With so many slots in `table` an insert has something to do for growth.
+    busy_from: usize,
 }
 
 impl Index {
@@ -244,10 +323,10 @@ impl Index {
     /// not found here, [`find_draining`](Self::find_draining) may find.
     #[inline(always)]
     pub(super) fn find<R>(&self, hash: SlotHash, look: impl Fn(SlotId) -> Option<R>) -> Option<R> {
-        self.table.find(hash, |_, _, id| look(id))
+        self.table.find(hash.spread(), look)
     }
 
-    /// Whether two tables are there.
+    /// Whether two tables are in use.
     #[inline(always)]
     pub(super) fn is_draining(&self) -> bool {
         self.draining.len != 0
@@ -259,14 +338,16 @@ impl Index {
         hash: SlotHash,
         look: impl Fn(SlotId) -> Option<R>,
     ) -> Option<R> {
-        self.draining.find(hash, |_, _, id| look(id))
+        self.draining.find(hash.spread(), look)
     }
 
     /// The first slot with `hash` in the bucket where a search begins.
     #[inline(always)]
     pub(super) fn likely(&self, hash: SlotHash) -> Option<SlotId> {
-        let bucket = self.table.bucket(self.table.home(hash.0))?;
-        lanes_with(bucket, hash).next().and_then(|lane| slot_in(bucket, lane))
+        let spread = hash.spread();
+        let bucket = self.table.buckets.get(self.table.home(spread))?;
+        let lane = Lanes::with(spread.0, bucket.spreads).next()?;
+        Some(SlotId::from_bits(bucket.slot(lane)))
     }
 
     /// Whether the index knows `id`, which has `hash`.
@@ -277,51 +358,89 @@ impl Index {
 
     /// Adds a slot that is not in the index.
     pub(super) fn insert(&mut self, hash: SlotHash, id: SlotId) {
-        self.step();
-        if !self.table.has_room() {
-            // The last table has been left long before: a third of the room of this one was taken
-            // in inserts, each of which moved `STEP` buckets.
-            debug_assert_eq!(self.draining.len, 0);
-            let larger = Buckets::for_more_than(self.table.len);
+        if self.table.len < self.busy_from {
+            self.table.insert(hash.spread(), id.bits());
+        } else {
+            self.insert_growing(hash, id);
+        }
+    }
+
+    /// As [`insert`](Self::insert), after doing something for growth.
+    ///
+    /// There is always room, and what has been begun is always done in time:
+    ///
+    /// 1. The next table is begun when the room left is as many slots as it takes inserts to write
+    ///    it. Each of them adds one slot, and none is added otherwise, as nothing is draining (2).
+    ///    The last of them still finds room for one slot, completes the next table and adds its own
+    ///    there. Slots removed meanwhile leave more room, and inserts that use it write as well.
+    /// 2. A table of `n` buckets is left with less than `6n` slots in it, and it takes `n / STEP`
+    ///    inserts to move them all, however many are removed. After that the new one holds less
+    ///    than `6.25n`. It has room for `8n`, and begins its successor, of `1.8n` buckets, `n / 9`
+    ///    slots before that is taken.
+    #[inline(never)]
+    fn insert_growing(&mut self, hash: SlotHash, id: SlotId) {
+        if self.draining.buckets.is_empty() {
+            self.prepare();
+        } else {
+            self.drain();
+        }
+        self.table.insert(hash.spread(), id.bits());
+    }
+
+    /// Writes some of the next table, which takes over once it is complete.
+    fn prepare(&mut self) {
+        let count = grown(self.table.buckets.len());
+        if self.next.is_empty() {
+            // Memory as the allocator has it: zeroed memory for a type with an alignment of its own
+            // would be written here, all of it.
+            self.next = Vec::with_capacity(count);
+            self.busy_from = 0;
+        }
+        let written = self.next.len();
+        self.next.extend((written..count.min(written + EMPTIED)).map(Bucket::empty));
+        if self.next.len() == count {
+            let larger = Buckets { buckets: std::mem::take(&mut self.next), len: 0 };
             self.draining = std::mem::replace(&mut self.table, larger);
             self.moved = 0;
-            self.step();
+            self.drain();
         }
-        // Never overflows: `SlotId::NONE` is no slot's, nor is the number before it.
-        self.table.insert(hash.0, id.bits() + 1);
     }
 
     /// Moves up to [`STEP`] buckets out of the table that is being left.
-    fn step(&mut self) {
-        if self.draining.count == 0 {
-            return;
-        }
-        let end = (self.moved + STEP).min(self.draining.count);
+    fn drain(&mut self) {
+        let end = self.draining.buckets.len().min(self.moved + STEP);
         for at in self.moved..end {
-            let bucket = self.draining.bucket_mut(at);
-            let mut moved = 0;
+            let bucket = &mut self.draining.buckets[at];
             for lane in 0..LANES {
-                if slot_in(bucket, lane).is_some() {
-                    let number = std::mem::replace(&mut bucket[LANES + lane], MOVED);
-                    self.table.insert(bucket[lane], number);
-                    moved += 1;
+                let (spread, slot) = bucket.content(lane);
+                if slot < MOVED {
+                    bucket.put(lane, (no_spread(at), MOVED));
+                    self.draining.len -= 1;
+                    self.table.insert(Spread(spread), slot);
                 }
             }
-            self.draining.len -= moved;
         }
         self.moved = end;
         if self.draining.len == 0 {
             self.draining = Buckets::default();
+            let count = self.table.buckets.len();
+            self.busy_from = room(count) - grown(count).div_ceil(EMPTIED);
         }
     }
 
     /// Takes a slot out; it must be in.
     pub(super) fn remove(&mut self, hash: SlotHash, id: SlotId) {
-        let place = |at, lane, other| (other == id).then_some((at, lane));
-        if let Some((at, lane)) = self.table.find(hash, place) {
-            self.table.remove(at, lane);
-        } else if let Some((at, lane)) = self.draining.find(hash, place) {
-            self.draining.bucket_mut(at)[LANES + lane] = MOVED;
+        match self.table.place_of(hash.spread(), id.bits()) {
+            Some((at, lane)) => self.table.remove(at, lane),
+            None => self.remove_draining(hash, id),
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn remove_draining(&mut self, hash: SlotHash, id: SlotId) {
+        if let Some((at, lane)) = self.draining.place_of(hash.spread(), id.bits()) {
+            self.draining.buckets[at].put(lane, (no_spread(at), MOVED));
             self.draining.len -= 1;
         } else {
             debug_assert!(false, "slot {id:?} is not in the index");
@@ -331,31 +450,77 @@ impl Index {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::HashMap;
-
     use super::*;
 
     fn hash(i: u32) -> SlotHash {
         SlotHash(i.wrapping_mul(0x9E37_79B9).rotate_left(7))
     }
 
+    /// Its spread is the highest, which the empty lanes of the first bucket have.
+    const HIGHEST: SlotHash = SlotHash(0x144C_BC89_u32.wrapping_neg());
+    const _: () = assert!(HIGHEST.spread().0 == u32::MAX);
+
     /// A few hashes for all, so that searches are long and go round the end.
     fn crowded(i: u32) -> SlotHash {
-        SlotHash(hash(i % 5).0 | 0xFF00_0000)
+        [HIGHEST, SlotHash(0), hash(2), hash(3), SlotHash(u32::MAX)][i as usize % 5]
     }
 
-    /// Those of small numbers: all but the lowest bits are zero.
-    fn poor(i: u32) -> SlotHash {
-        SlotHash(i)
+    impl Index {
+        /// Panics unless every bucket is what is said of it, and every slot is where a search
+        /// passes, once.
+        fn validate(&self) {
+            let mut known = std::collections::HashSet::new();
+            for table in [&self.table, &self.draining] {
+                let count = table.buckets.len();
+                for (at, bucket) in table.buckets.iter().enumerate() {
+                    assert_eq!(std::ptr::from_ref(bucket).addr() % 64, 0, "it lies on two lines");
+                    let is_empty = |lane| bucket.slot(lane) == EMPTY;
+                    assert!(is_empty(LAST) || !(0..LANES).any(is_empty), "{at}: {bucket:?}");
+                    for (spread, slot) in (0..LANES).map(|lane| bucket.content(lane)) {
+                        let home = table.home(Spread(spread));
+                        if slot < MOVED {
+                            assert!(known.insert(slot), "{slot} is there twice");
+                            let mut way = (home..).take(table.distance(home, at));
+                            assert!(way.all(|on| table.buckets[on % count].is_full()), "{slot}");
+                        } else {
+                            assert_ne!(home, at, "an empty lane would be found");
+                        }
+                    }
+                }
+                assert!(table.len <= room(count), "too full");
+            }
+            assert_eq!(self.len(), known.len(), "it miscounts itself");
+        }
+
+        /// Inserts, which must not do more than it should.
+        fn insert_watched(&mut self, hash: SlotHash, id: u32) {
+            let (left, written) = (self.draining.len, self.next.len());
+            let count = self.table.buckets.len();
+            self.insert(hash, SlotId::from_bits(id));
+            if self.table.buckets.len() == count {
+                assert!(left <= self.draining.len + STEP * LANES);
+                assert!(self.next.len() <= written + EMPTIED);
+            } else {
+                assert_eq!(left, 0, "it grows while it is growing");
+                assert_eq!(self.table.buckets.len(), grown(count));
+                assert!(grown(count) <= written + EMPTIED);
+            }
+            assert!(self.next.capacity() == 0 || self.draining.buckets.is_empty());
+            assert!(self.contains(hash, SlotId::from_bits(id)));
+        }
     }
 
     /// Fill, then churn: every slot can be found at every moment, growth happens in steps, and no
     /// search for what is not there goes on for ever.
-    fn check(hash: fn(u32) -> SlotHash, rounds: u32) {
+    fn check(hash: fn(u32) -> SlotHash, rounds: u32) -> Index {
         let mut index = Index::default();
         let mut slots: Vec<Option<u32>> = Vec::new();
-        let mut growths = 0;
         for round in 0..rounds {
+            for asked in [hash(0), SlotHash(0), HIGHEST] {
+                let absent = [slots.len() as u32, EMPTY, MOVED].map(SlotId::from_bits);
+                assert!(absent.into_iter().all(|id| !index.contains(asked, id)));
+                assert!(index.likely(asked).is_none_or(|id| id.bits() < MOVED));
+            }
             let place = if round < rounds / 3 * 2 {
                 slots.push(None);
                 slots.len() - 1
@@ -367,36 +532,20 @@ mod tests {
                 index.remove(hash(old), id);
                 assert!(!index.contains(hash(old), id));
             }
-            let (draining, count) = (index.draining.len, index.table.count);
-            index.insert(hash(round), id);
+            index.insert_watched(hash(round), place as u32);
             slots[place] = Some(round);
-
-            if index.table.count == count {
-                assert!(draining <= index.draining.len + STEP * LANES);
-            } else {
-                assert_eq!(draining, 0, "it grows while it is growing");
-                growths += 1;
-            }
-            assert_eq!(index.len(), slots.len(), "every slot is occupied");
-            for probe in [0, place, (round as usize * 31) % slots.len()] {
+            for probe in [0, (round as usize * 31) % slots.len()] {
                 let held = hash(slots[probe].unwrap());
                 assert!(index.contains(held, SlotId::from_bits(probe as u32)));
             }
-            assert!(!index.contains(hash(0), SlotId::from_bits(slots.len() as u32)));
-        }
-        assert!(growths > 2, "{growths}");
-        let mut known: HashMap<SlotId, u32> = HashMap::new();
-        for table in [&index.table, &index.draining] {
-            for (bucket, lane) in
-                (0..table.count).flat_map(|at| (0..LANES).map(move |lane| (at, lane)))
-            {
-                let bucket = table.bucket(bucket).unwrap();
-                if let Some(id) = slot_in(bucket, lane) {
-                    assert_eq!(known.insert(id, bucket[lane]), None, "{id:?} is there twice");
-                }
+            if round % (rounds / 50) == 0 {
+                index.validate();
             }
         }
-        assert_eq!(known.len(), slots.len());
+        assert!(index.table.buckets.len() > grown(grown(grown(0))));
+        assert_eq!(index.len(), slots.len(), "every slot is occupied");
+        index.validate();
+        index
     }
 
     #[test]
@@ -411,20 +560,40 @@ mod tests {
 
     #[test]
     fn poor_hashes_spread() {
-        let rounds = if cfg!(miri) { 300 } else { 30_000 };
-        check(poor, rounds);
-        let mut index = Index::default();
-        (0..rounds).for_each(|i| index.insert(poor(i), SlotId::from_bits(i)));
-        let table = &index.table;
+        // Small numbers: all but the lowest bits are zero.
+        let table = check(SlotHash, if cfg!(miri) { 300 } else { 30_000 }).table;
         let mut away = 0;
-        for at in 0..table.count {
-            let bucket = table.bucket(at).unwrap();
-            assert_eq!(bucket.as_ptr().addr() % 64, 0, "a bucket lies on two lines");
-            let distances =
-                (0..used(bucket)).map(|lane| table.distance(table.home(bucket[lane]), at));
-            away += distances.sum::<usize>();
+        for (at, bucket) in table.buckets.iter().enumerate() {
+            let used = (0..LANES).filter(|&lane| bucket.slot(lane) != EMPTY);
+            let homes = used.map(|lane| table.home(Spread(bucket.content(lane).0)));
+            away += homes.map(|home| table.distance(home, at)).sum::<usize>();
         }
         let mean = away as f64 / table.len as f64;
         assert!(mean < 0.5, "on average {mean} buckets away");
+    }
+
+    /// While the next table is written and while the last one is drained one slot leaves for every
+    /// `few` that come; or all but `keep`, once there are many.
+    #[test]
+    fn growth_is_done_in_time_whatever_is_removed() {
+        let many = if cfg!(miri) { 60 } else { 300 };
+        for (few, keep) in [(1, 0), (2, 1), (3, 10), (1, usize::MAX), (2, usize::MAX)] {
+            let mut index = Index::default();
+            let mut held = Vec::new();
+            for i in 0..3 * many as u32 {
+                index.insert_watched(hash(i), i);
+                held.push(i);
+                let leave = index.busy_from == 0 && i % few == 0;
+                let stay = if leave && held.len() > many { keep } else { usize::MAX };
+                for gone in held.split_off(stay.min(held.len() - usize::from(leave))) {
+                    index.remove(hash(gone), SlotId::from_bits(gone));
+                }
+                if leave {
+                    index.validate();
+                }
+            }
+            assert!(held.iter().all(|&i| index.contains(hash(i), SlotId::from_bits(i))));
+            assert!(index.table.buckets.len() > grown(grown(grown(0))));
+        }
     }
 }
