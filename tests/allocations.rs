@@ -351,3 +351,53 @@ fn the_first_get_of_a_thread_takes_one_block_at_most_and_no_other_does() {
         }
     });
 }
+
+/// Entries that own nothing on the heap: what is given back is the cache's own.
+fn fill_plain(cache: &ShardedCache<u64, u64>, life_of: impl Fn(u64) -> Duration) {
+    for i in 0..ENTRIES as u64 {
+        cache.insert_with_ttl(i, i, life_of(i)).unwrap();
+    }
+    assert_eq!(cache.len(), ENTRIES);
+}
+
+/// The allocator may take as long as it likes for a `free`, and other threads would wait for it.
+#[test]
+fn what_leaves_an_order_gives_nothing_back_under_the_lock() {
+    for policy in POLICIES {
+        for pressure in PRESSURES {
+            let which = format!("{policy:?}, {pressure:?}");
+            // A size for each entry.
+            let cache = ShardedCache::<u64, u64>::builder()
+                .max_weight(u64::MAX / 2)
+                .weigher(|_: &u64, &value: &u64| value)
+                .memory_pressure(pressure)
+                .eviction(policy)
+                .shards(1)
+                .build()
+                .unwrap();
+            // In no order, so that what leaves stands in the middle.
+            let entry = |i: usize| i as u64 * 7 % ENTRIES as u64;
+            let hours = |i: u64| Duration::from_secs(3600 * (1 + i * 13 % 100));
+            fill_plain(&cache, hours);
+            assert_allocates_nothing(&format!("{which}: replace"), |i| {
+                let key = entry(i);
+                cache.insert_with_ttl(key, key + i as u64, hours(i as u64)).unwrap();
+            });
+            assert_allocates_nothing(&format!("{which}: remove"), |i| {
+                assert!(cache.remove(&entry(i)).is_some());
+            });
+            assert_allocates_nothing(&format!("{which}: insert again"), |i| {
+                cache.insert_with_ttl(entry(i), entry(i), hours(i as u64)).unwrap();
+            });
+
+            // Replaced by entries that are expired at once.
+            fill_plain(&cache, |_| Duration::ZERO);
+            let counted = measure(|| assert_eq!(cache.cleanup_expired(), ENTRIES));
+            // The list of the 64 that leave under one lock hold, which grows.
+            let most = 7 * ENTRIES.div_ceil(64) as u64;
+            assert!(counted.count_total <= most, "{which}: {counted:?}, not {most}");
+            assert_eq!(counted.count_current, 0, "{which}: what was there before is still there");
+            cache.validate();
+        }
+    }
+}

@@ -12,6 +12,7 @@ mod chunked;
 mod clock;
 mod expiry;
 mod farewell;
+mod heap;
 mod idle;
 mod index;
 mod insert_many;
