@@ -302,6 +302,7 @@ impl Buckets {
 /// When [`table`](Self::table) is nearly full, the next one is being written, and nobody reads it.
 /// Then that one is the table, and what the old one holds is being moved. Mostly neither.
 #[derive(Debug, Default)]
+#[repr(C)]
 pub(super) struct Index {
     table: Buckets,
     /// What has not been moved yet. Empty nearly always.
@@ -339,6 +340,14 @@ impl Index {
         look: impl Fn(SlotId) -> Option<R>,
     ) -> Option<R> {
         self.draining.find(hash.spread(), look)
+    }
+
+    /// Reads something of the bucket where the search for `hash` begins, so that the processor has
+    /// it. What is returned must be used.
+    #[inline(always)]
+    pub(super) fn touch(&self, hash: SlotHash) -> u32 {
+        let bucket = self.table.buckets.get(self.table.home(hash.spread()));
+        bucket.map_or(EMPTY, |bucket| bucket.slot(LAST))
     }
 
     /// The first slot with `hash` in the bucket where a search begins.

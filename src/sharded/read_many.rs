@@ -144,33 +144,37 @@ where
     {
         let fresh_beyond = self.fresh_beyond(now);
         let mut looks: SmallVec<[Look<'_, K, V>; GROUP]> = SmallVec::new();
-        // Waits for the index.
         looks.extend(seats.iter().map(|seat| {
             // An outdated table is an empty one.
             let table = Some(&*guards[usize::from(seat.rank)]);
-            let table = table.filter(|table| self.is_current(table));
-            Look { table, likely: table.and_then(|table| table.likely(seat.at.hash)) }
+            Look { table: table.filter(|table| self.is_current(table)), likely: None, fresh: None }
         }));
+        // Waits for the index.
+        let touch = |(look, seat): (&Look<'_, K, V>, &Seat<'_, K, V>)| {
+            look.table.map_or(0, |table| table.touch_index(seat.at.hash))
+        };
+        black_box(looks.iter().zip(seats).map(touch).fold(0, |sum, read| sum ^ read));
+        for (look, seat) in looks.iter_mut().zip(seats) {
+            look.likely = look.table.and_then(|table| table.likely(seat.at.hash));
+        }
         // Waits for the slots.
         let slots = looks.iter().filter_map(|look| look.likely);
         black_box(slots.fold(0, |sum, (_, slot)| sum ^ slot.touch()));
 
         let mut left = Left::default();
-        let mut fresh: SmallVec<[Option<&V>; GROUP]> = SmallVec::new();
-        for (place, ((look, seat), key)) in looks.iter().zip(seats).zip(keys).enumerate() {
+        for (place, ((look, seat), key)) in looks.iter_mut().zip(seats).zip(keys).enumerate() {
             let noted = &mut noted[usize::from(seat.rank)];
             let found = look.find(seat.at.hash, key);
             let (Some(table), Some((id, entry))) = (look.table, found) else {
                 noted.misses += 1;
-                fresh.push(None);
                 continue;
             };
             if entry.expiry > fresh_beyond && table.is_settled(entry) {
                 noted.hits += 1;
-                fresh.push(Some(&entry.value));
+                look.fresh = Some(&entry.value);
                 continue;
             }
-            fresh.push(match table.state(id, entry, now) {
+            match table.state(id, entry, now) {
                 State::Fresh => {
                     table.note_use(id, now);
                     // After a note that found no place, none for the same shard may be taken
@@ -180,20 +184,14 @@ where
                         left.unnoted |= 1 << place;
                     }
                     noted.hits += 1;
-                    Some(&entry.value)
+                    look.fresh = Some(&entry.value);
                 }
-                State::Stale => {
-                    noted.misses += 1;
-                    None
-                }
-                State::Dead => {
-                    left.expired |= 1 << place;
-                    None
-                }
-            });
+                State::Stale => noted.misses += 1,
+                State::Dead => left.expired |= 1 << place,
+            }
         }
         // Waits for the counts of who holds the values.
-        (fresh.iter().map(|value| value.cloned()).collect(), left)
+        (looks.iter().map(|look| look.fresh.cloned()).collect(), left)
     }
 
     /// What a group has left to do under write locks: to note the hits that found no place, for each
@@ -246,11 +244,12 @@ impl<'a, K, V> Seat<'a, K, V> {
     }
 }
 
-/// What is known of a key before its slot is looked at.
+/// What is known of a key while the locks are held.
 struct Look<'t, K, V> {
     /// `None` if it is outdated.
     table: Option<&'t Table<K, V>>,
     likely: Option<(SlotId, &'t Slot<K, V>)>,
+    fresh: Option<&'t V>,
 }
 
 impl<'t, K, V> Look<'t, K, V> {

@@ -10,7 +10,7 @@ use super::table::{Plan, Table};
 /// Aligned to two cache lines, as processors fetch them in pairs: a neighbour's lock is never on
 /// the same one.
 #[derive(Debug)]
-#[repr(align(128))]
+#[repr(C, align(128))]
 pub(super) struct Shard<K, V> {
     table: RwLock<Table<K, V>>,
     pub(super) counters: Counters,

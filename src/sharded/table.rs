@@ -125,29 +125,31 @@ pub(super) enum State {
     Dead,
 }
 
+/// In this order, so that what a hit looks at stands together, behind the lock.
 #[derive(Debug)]
+#[repr(C)]
 pub(super) struct Table<K, V> {
-    plan: Plan,
     /// Which generation of the cache this table belongs to; see `invalidate.rs`.
     generation: u64,
-    slots: Chunked<Slot<K, V>>,
-    /// The first vacant slot, or `NONE`.
-    vacant: SlotId,
-    index: Index,
-    policy: AnyPolicy,
-    /// Only where the largest is evicted first.
-    sizes: Option<Sizes>,
-    expiry: Expiry,
-    /// Only where entries may be idle for too long.
-    idle: Option<Idle>,
     /// The [`mark`](Policy::mark) of the policy. Here, so that it is found without asking which
     /// policy it is.
     mark: u32,
-    /// For each slot, when its value was written, in seconds since the cache was made; for people.
-    written: Chunked<u32>,
+    /// The first vacant slot, or `NONE`.
+    vacant: SlotId,
+    slots: Chunked<Slot<K, V>>,
+    index: Index,
     held: Amount,
     /// The latest moment seen by a write; see [`Expiry::schedule`].
     latest: Stamp,
+    /// Only where entries may be idle for too long.
+    idle: Option<Idle>,
+    /// For each slot, when its value was written, in seconds since the cache was made; for people.
+    written: Chunked<u32>,
+    expiry: Expiry,
+    /// Only where the largest is evicted first.
+    sizes: Option<Sizes>,
+    policy: AnyPolicy,
+    plan: Plan,
 }
 
 impl<K, V> Default for Slot<K, V> {
@@ -222,6 +224,12 @@ impl<K, V> Table<K, V> {
         Q: Equivalent<K> + ?Sized,
     {
         self.slots[id].entry_of(key).map(|entry| (id, entry))
+    }
+
+    /// As [`Index::touch`].
+    #[inline(always)]
+    pub(super) fn touch_index(&self, hash: SlotHash) -> u32 {
+        self.index.touch(hash)
     }
 
     /// The slot in which `hash` probably is, without looking there.
