@@ -326,18 +326,24 @@ impl<K, V, S> ShardedCache<K, V, S> {
         self.config.time.coarse().max(Stamp::from_nanos(1))
     }
 
-    /// An entry with a later expiry than this is fresh at `now`, whatever else there is to know of
-    /// it: a shorter question than [`Table::state`](table::Table::state).
+    /// The [moment for a read](Self::now_for_reading), and the expiry beyond which entries are fresh
+    /// then, whatever else there is to know of them: a shorter question than
+    /// [`Table::state`](table::Table::state).
+    #[inline]
+    fn moments_for_reading(&self) -> (Stamp, Stamp) {
+        // One branch, and where nothing can expire nothing to keep at hand but zeros.
+        if !self.may_expire.load(Relaxed) {
+            return (Stamp::ZERO, Stamp::ZERO);
+        }
+        let now = self.now_for_reading();
+        (now, self.fresh_beyond(now))
+    }
+
+    /// As [`moments_for_reading`](Self::moments_for_reading), at a moment other than zero.
     #[inline]
     fn fresh_beyond(&self, now: Stamp) -> Stamp {
         let plan = &self.config.plan;
-        if now == Stamp::ZERO {
-            Stamp::ZERO
-        } else if plan.time_to_idle.is_some() {
-            Stamp::NEVER
-        } else {
-            now.plus(plan.grace)
-        }
+        if plan.time_to_idle.is_some() { Stamp::NEVER } else { now.plus(plan.grace) }
     }
 
     /// For what leaves in one operation.

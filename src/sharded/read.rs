@@ -165,8 +165,7 @@ where
         Q: Hash + Equivalent<K> + ?Sized,
         P: Patience,
     {
-        let now = self.now_for_reading();
-        let fresh_beyond = self.fresh_beyond(now);
+        let (now, fresh_beyond) = self.moments_for_reading();
         let at = self.place(key);
         let table = at.shard.read(patience)?;
         let Some((id, entry)) = self.find(&table, at.hash, key) else {

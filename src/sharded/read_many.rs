@@ -97,7 +97,7 @@ where
         Q: Hash + Equivalent<K> + ?Sized + 'q,
         P: Patience,
     {
-        let now = self.now_for_reading();
+        let moments = self.moments_for_reading();
         let mut seats: SmallVec<[Seat<'_, K, V>; GROUP]> =
             keys.clone().map(|key| Seat::at(self.place(key))).collect();
         debug_assert!(seats.len() <= GROUP, "a group of {}", seats.len());
@@ -112,7 +112,7 @@ where
         }
         let mut noted: SmallVec<[Noted; GROUP]> =
             SmallVec::from_elem(Noted::default(), numbers.len());
-        let (mut answers, left) = self.look_up(&guards, &seats, keys.clone(), now, &mut noted);
+        let (mut answers, left) = self.look_up(&guards, &seats, keys.clone(), moments, &mut noted);
         drop(guards);
 
         for (&number, noted) in numbers.iter().zip(&noted) {
@@ -123,7 +123,7 @@ where
             }
         }
         if left != Left::default() {
-            self.finish(keys, &seats, now, left, &mut answers, patience);
+            self.finish(keys, &seats, moments.0, left, &mut answers, patience);
         }
         answers.into_iter().for_each(&mut push);
         true
@@ -136,13 +136,12 @@ where
         guards: &[impl Deref<Target = Table<K, V>>],
         seats: &[Seat<'_, K, V>],
         keys: impl Keys<'q, Q>,
-        now: Stamp,
+        (now, fresh_beyond): (Stamp, Stamp),
         noted: &mut [Noted],
     ) -> (SmallVec<[Option<V>; GROUP]>, Left)
     where
         Q: Hash + Equivalent<K> + ?Sized + 'q,
     {
-        let fresh_beyond = self.fresh_beyond(now);
         let mut looks: SmallVec<[Look<'_, K, V>; GROUP]> = SmallVec::new();
         looks.extend(seats.iter().map(|seat| {
             // An outdated table is an empty one.
