@@ -35,6 +35,9 @@
 // point at each would only make the explorations of shuttle longer.
 use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
 
+use wide::bytemuck::cast;
+use wide::{i32x8, u32x8};
+
 /// Ticks in a capacity: the time in which as many entries are inserted as the shard holds.
 pub(super) const TICKS: u32 = 128;
 /// Ages beyond this, in ticks, are all alike: 16 capacities. To wait longer is worth almost
@@ -129,13 +132,14 @@ impl Bin {
     pub(super) fn of_fourfold(age: u32) -> Self {
         // The bits of a float above all but one of its mantissa's: twice the exponent, and in which
         // half of the doubling. The exponent of 2 has no bits among the lower ones.
-        Self((age as f32).to_bits() >> 22)
+        // Signed, which takes fewer instructions and is the same, as ages are less than half of all.
+        Self((age as i32 as f32).to_bits() >> 22)
     }
 
     /// Its place among the counts.
     #[inline]
     fn index(self) -> usize {
-        (self.0 as usize % Row::BINS).min(BINS - 1)
+        (self.0 as usize % Worths::BINS).min(BINS - 1)
     }
 
     pub(super) fn from_bits(bits: u32) -> Self {
@@ -171,6 +175,30 @@ const WIDTHS: [f32; BINS] = {
     }
     widths
 };
+
+/// Where the worth of a class and bin stands.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Cell(u32);
+
+impl Cell {
+    /// The class stands in the lower bits of `class`; others may stand above.
+    #[inline]
+    pub(super) fn new(class: u32, bin: Bin) -> Self {
+        Self(class % CLASSES as u32 * Worths::BINS as u32 | bin.0 % Worths::BINS as u32)
+    }
+}
+
+impl Cell {
+    /// The same for eight at once, of an age that is given [fourfold](Bin::of_fourfold).
+    #[inline]
+    pub(super) fn of_each(class: u32x8, fourfold: u32x8) -> [Self; 8] {
+        let age = cast::<_, i32x8>(fourfold).round_float();
+        let bin = (cast::<_, u32x8>(age) >> 22) & u32x8::splat(Worths::BINS as u32 - 1);
+        let row = (class & u32x8::splat(CLASSES as u32 - 1)) << Worths::BINS.ilog2();
+        let cells: u32x8 = row | bin;
+        cells.to_array().map(Self)
+    }
+}
 
 /// Counts of waits by bin.
 #[derive(Debug)]
@@ -214,20 +242,20 @@ impl Waits {
 }
 
 /// What it is worth to keep an entry: a float without its sign and the lower half of its mantissa.
-/// What differs by less than a 256th is equal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// What differs by less than a 256th is equal. Nobody's is over 2, so there are 15 bits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Worth(u16);
 
 impl Worth {
     /// More than anybody's.
-    const MOST: Self = Self(u16::MAX);
+    pub(super) const MOST: Self = Self(u16::MAX >> 1);
 
-    fn of(value: f32) -> Self {
-        Self((value.to_bits() >> 15) as u16)
+    pub(super) fn of(value: f32) -> Self {
+        Self((value.to_bits() >> 15).min(u32::from(Self::MOST.0) - 1) as u16)
     }
 
     #[inline]
-    pub(super) fn bits(self) -> u16 {
+    pub(super) const fn bits(self) -> u16 {
         self.0
     }
 
@@ -267,15 +295,21 @@ impl Weight {
     }
 }
 
-/// The worth of a class by bin; what is used of it is one line of the processor's cache.
+/// The worth of each class by bin; what is used of a class is one line of the processor's cache.
 #[derive(Debug)]
 #[repr(align(64))]
-struct Row([AtomicU16; Row::BINS]);
+struct Worths([AtomicU16; Worths::CELLS]);
 
-impl Row {
+impl Worths {
     /// As many as ages can have: those from [`BINS`] on are like the last of these, so that nothing
     /// need be compared. They are next to never touched.
     const BINS: usize = 64;
+    const CELLS: usize = CLASSES * Self::BINS;
+
+    /// Those of a class.
+    fn row(&self, class: usize) -> &[AtomicU16; Self::BINS] {
+        &self.0.as_chunks::<{ Self::BINS }>().0[class]
+    }
 }
 
 /// A number that is replaced as a whole.
@@ -305,7 +339,7 @@ pub(in super::super::super) struct Learner {
     waits: Box<[Waits]>,
     /// The value of each class at the beginning of each bin. Interpolating gains nothing: what is
     /// equal leaves in the order of age.
-    worths: Box<[Row; CLASSES]>,
+    worths: Box<Worths>,
     /// For each frequency, the part of those at risk whose wait ended, by bin.
     ended: [[Value; BINS]; FREQUENCIES],
     /// How many waits have ended since counts were last decayed, up to [`ENOUGH`].
@@ -322,7 +356,7 @@ impl Learner {
         let zeros = || std::array::from_fn(|_| Value(AtomicU32::new(0)));
         Self {
             waits: (0..CLASSES).map(|_| Waits::default()).collect(),
-            worths: Box::new(std::array::from_fn(Self::before_learning)),
+            worths: Box::new(Worths(std::array::from_fn(Self::before_learning))),
             ended: std::array::from_fn(|_| zeros()),
             seen: AtomicU32::new(0),
             stage: AtomicU32::new(0),
@@ -332,16 +366,15 @@ impl Learner {
     }
 
     /// Frequency over age, where nothing is known yet.
-    fn before_learning(class: usize) -> Row {
+    fn before_learning(cell: usize) -> AtomicU16 {
+        let (class, bin) = (cell / Worths::BINS, cell % Worths::BINS);
         let uses = (class / INTERVALS + 1) as f32;
-        Row(std::array::from_fn(|bin| {
-            let worth = if Class::occurs(class) {
-                Worth::of(uses / (edge(bin.min(BINS - 1)) + TICKS as f32))
-            } else {
-                Worth::MOST
-            };
-            AtomicU16::new(worth.0)
-        }))
+        let worth = if Class::occurs(class) {
+            Worth::of(uses / (edge(bin.min(BINS - 1)) + TICKS as f32))
+        } else {
+            Worth::MOST
+        };
+        AtomicU16::new(worth.0)
     }
 
     /// Counts a wait, or its last stretch, that an access ended.
@@ -366,9 +399,9 @@ impl Learner {
 
     /// What it is worth to keep an entry of this class and age: hits for a tick of a slot's time.
     #[inline]
-    pub(super) fn worth(&self, class: Class, bin: Bin) -> Worth {
-        let row = &self.worths[class.0 as usize % CLASSES];
-        Worth(row.0[bin.0 as usize % Row::BINS].load(Relaxed))
+    pub(super) fn worth(&self, cell: Cell) -> Worth {
+        let Cell(cell) = cell;
+        Worth(self.worths.0[cell as usize % Worths::CELLS].load(Relaxed))
     }
 
     /// After how many ticks a shard takes a [`step`](Self::step): all classes are learned anew
@@ -414,7 +447,7 @@ impl Learner {
                 .min(1.0)
         };
         let learned = indices(hazard);
-        for (bin, worth) in self.worths[class].0.iter().enumerate() {
+        for (bin, worth) in self.worths.row(class).iter().enumerate() {
             worth.store(Worth::of(learned[bin.min(BINS - 1)]).0, Relaxed);
         }
         if self.stage.load(Relaxed) == 2 {
@@ -518,12 +551,12 @@ mod tests {
     }
 
     fn value(learner: &Learner, class: Class, age: u32) -> f32 {
-        f32::from_bits(u32::from(learner.worth(class, Bin::of(age)).0) << 15)
+        f32::from_bits(u32::from(learner.worth(Cell::new(class.bits(), Bin::of(age))).0) << 15)
     }
 
     #[test]
     fn worth_by_weight_is_a_quotient() {
-        for (value, weight) in [(0.5, 1), (0.01, 2), (3.0, 3), (0.01, 1000), (1e-6, 3072), (0.1, 0)]
+        for (value, weight) in [(0.5, 1), (0.01, 2), (1.5, 3), (0.01, 1000), (1e-6, 3072), (0.1, 0)]
         {
             let Worth(found) = Worth::of(value).by(Weight::of(weight));
             let found = f32::from_bits(u32::from(found) << 15);

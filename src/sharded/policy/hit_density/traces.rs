@@ -1,9 +1,12 @@
 //! A word for each slot: what is known of its entry, or that there is none.
 
+use wide::u32x8;
+
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::super::super::chunked::{Chunked, SlotId};
-use super::learner::{Bin, Class, Weight, Worth};
+use super::super::reach;
+use super::learner::{Bin, Cell, Class, Weight};
 use super::runners_up::Order;
 
 /// Neighbours that are drawn together.
@@ -21,6 +24,10 @@ impl Trace {
     const CLASS: u32 = Weight::BITS;
     const SAMPLED: u32 = 1 << (Self::CLASS + Class::BITS);
     const TICK: u32 = Self::CLASS + Class::BITS + 1;
+
+    /// What of a tick goes into an [`Order`]: as many of its lower bits as there is room for.
+    const REST: u32 = Self::TICK - RUN.ilog2();
+    const REST_MASK: u32 = (1 << Order::WORTH) - RUN as u32;
 
     #[inline]
     pub(super) fn new(tick: u32, sampled: bool, class: Class, weight: Weight) -> Self {
@@ -45,15 +52,16 @@ impl Trace {
         Weight::from_bits(self.0)
     }
 
+    /// No word of this tick or an earlier one is more than this.
     #[inline]
-    pub(super) fn of(word: &AtomicU32) -> Self {
-        Self(word.load(Relaxed))
+    fn present(now: u32) -> u32 {
+        now << Self::TICK | ((1 << Self::TICK) - 1)
     }
 
     /// How long ago the last use was, and below that bits that mean nothing.
     #[inline]
     fn since(self, now: u32) -> u32 {
-        (now << Self::TICK | ((1 << Self::TICK) - 1)).wrapping_sub(self.0)
+        Self::present(now).wrapping_sub(self.0)
     }
 
     #[inline]
@@ -67,10 +75,17 @@ impl Trace {
         Bin::of_fourfold(self.since(now) >> (Self::TICK - 2) | 3)
     }
 
-    /// When it leaves, if it is worth so much.
+    /// Where its worth stands.
     #[inline]
-    pub(super) fn order(self, worth: Worth, now: u32) -> Order {
-        Order::new(worth, !self.since(now))
+    pub(super) fn cell(self, now: u32) -> Cell {
+        Cell::new(self.0 >> Self::CLASS, self.bin(now))
+    }
+
+    /// What decides between equals: the lower bits of the tick of the last use, and none yet where
+    /// its place in the run goes.
+    #[inline]
+    pub(super) fn rest(self, now: u32) -> u32 {
+        !self.since(now) >> Self::REST & Self::REST_MASK
     }
 
     /// The whole tick of the last use, of which the word has the lower bits; and the class.
@@ -133,16 +148,16 @@ impl Traces {
     }
 
     /// The trace of an entry that leaves; its slot is vacant from now on.
+    #[inline]
     pub(super) fn take(&mut self, slot: SlotId) -> Trace {
         let (line, place) = Self::at(slot);
         Trace(std::mem::replace(self.0[line].0[place].get_mut(), Trace::VACANT.0))
     }
 
+    #[inline]
     pub(super) fn insert(&mut self, slot: SlotId, trace: Trace) {
-        if Self::at(slot).0.bits() as usize >= self.0.len() {
-            self.0.reach(Self::at(slot).0);
-        }
-        self.set(slot, trace);
+        let (line, place) = Self::at(slot);
+        *reach(&mut self.0, line).0[place].get_mut() = trace.0;
     }
 
     /// How many [`run`](Self::run)s there are.
@@ -150,11 +165,42 @@ impl Traces {
         (self.0.len() * (Line::SLOTS as usize / RUN)) as u32
     }
 
-    /// The words of slots next to each other, vacant ones too.
+    /// Those of slots next to each other, vacant ones too.
     #[inline]
-    pub(super) fn run(&self, run: u32) -> &[AtomicU32; RUN] {
+    pub(super) fn run(&mut self, run: u32) -> Run {
         let runs = Line::SLOTS / RUN as u32;
-        let line = &self.0[SlotId::from_bits(run / runs)];
-        &line.0.as_chunks::<RUN>().0[(run % runs) as usize]
+        let line = &mut self.0[SlotId::from_bits(run / runs)];
+        let words = &mut line.0.as_chunks_mut::<RUN>().0[(run % runs) as usize];
+        Run(u32x8::new(words.each_mut().map(|word| *word.get_mut())))
+    }
+}
+
+/// The traces of neighbours, for whom things are computed all at once: a third of the instructions.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Run(u32x8);
+
+impl Run {
+    #[inline]
+    fn since(self, now: u32) -> u32x8 {
+        u32x8::splat(Trace::present(now)) - self.0
+    }
+
+    /// Of each its [cell](Trace::cell).
+    #[inline]
+    pub(super) fn cells(self, now: u32) -> [Cell; RUN] {
+        let fourfold = self.since(now) >> (Trace::TICK - 2) | u32x8::splat(3);
+        Cell::of_each(self.0 >> Trace::CLASS, fourfold)
+    }
+
+    /// What decides between equals; in the lowest bits the place.
+    #[inline]
+    pub(super) fn rests(self, now: u32) -> [u32; RUN] {
+        let youth = !self.since(now) >> Trace::REST & u32x8::splat(Trace::REST_MASK);
+        (youth | u32x8::new(std::array::from_fn(|place| place as u32))).to_array()
+    }
+
+    #[inline]
+    pub(super) fn weights(self) -> [Weight; RUN] {
+        self.0.to_array().map(Weight::from_bits)
     }
 }
