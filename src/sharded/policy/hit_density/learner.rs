@@ -33,7 +33,7 @@
 
 // Not through `sync`: nothing is promised about the order of these accesses, and a scheduling
 // point at each would only make the explorations of shuttle longer.
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed};
 
 use wide::bytemuck::cast;
 use wide::{i32x8, u32x8};
@@ -96,9 +96,10 @@ impl Class {
         Self((frequency as usize % FREQUENCIES * INTERVALS) as u8)
     }
 
-    /// Whether entries can have the class of this number: who was not used again has had no wait.
+    /// Whether entries can have the class of this number: who was used again has waited, and who was
+    /// not has not.
     fn occurs(class: usize) -> bool {
-        class == Self::NEW.0 as usize || class >= INTERVALS
+        class == Self::NEW.0 as usize || (class >= INTERVALS && !class.is_multiple_of(INTERVALS))
     }
 
     /// The class after a wait of `age` ticks ended in an access.
@@ -336,12 +337,17 @@ fn add(count: &AtomicU32, what: u32) {
 /// One for all shards of a cache: they see the same kind of requests, and learn faster together.
 #[derive(Debug)]
 pub(in super::super::super) struct Learner {
-    waits: Box<[Waits]>,
+    waits: Box<[Waits; CLASSES]>,
     /// The value of each class at the beginning of each bin. Interpolating gains nothing: what is
     /// equal leaves in the order of age.
     worths: Box<Worths>,
     /// For each frequency, the part of those at risk whose wait ended, by bin.
     ended: [[Value; BINS]; FREQUENCIES],
+    /// For each frequency, whether anything was counted since its classes were last learned, or they
+    /// never were.
+    news: [AtomicBool; FREQUENCIES],
+    /// Whether there was when the classes came up whose turn it is.
+    has_news: AtomicBool,
     /// How many waits have ended since counts were last decayed, up to [`ENOUGH`].
     seen: AtomicU32,
     /// 0 until enough was seen for the first time; then 2 while this round decays, 1 if not.
@@ -355,9 +361,11 @@ impl Learner {
     pub(in super::super::super) fn new(shards: usize) -> Self {
         let zeros = || std::array::from_fn(|_| Value(AtomicU32::new(0)));
         Self {
-            waits: (0..CLASSES).map(|_| Waits::default()).collect(),
+            waits: Box::default(),
             worths: Box::new(Worths(std::array::from_fn(Self::before_learning))),
             ended: std::array::from_fn(|_| zeros()),
+            news: std::array::from_fn(|_| AtomicBool::new(true)),
+            has_news: AtomicBool::new(false),
             seen: AtomicU32::new(0),
             stage: AtomicU32::new(0),
             turn: AtomicU32::new(0),
@@ -380,7 +388,7 @@ impl Learner {
     /// Counts a wait, or its last stretch, that an access ended.
     #[inline]
     pub(super) fn ended(&self, class: Class, bin: Bin) {
-        add(&self.waits[class.0 as usize].ended[bin.index()], ONE);
+        add(&self.waits(class).ended[bin.index()], ONE);
         let seen = self.seen.load(Relaxed);
         if seen < ENOUGH {
             self.seen.store(seen + 1, Relaxed);
@@ -388,13 +396,22 @@ impl Learner {
     }
 
     /// Cuts off a wait.
+    #[inline]
     pub(super) fn cut(&self, class: Class, bin: Bin) {
-        add(&self.waits[class.0 as usize].cut[bin.index()], ONE);
+        add(&self.waits(class).cut[bin.index()], ONE);
     }
 
     /// A wait that was cut off in this bin goes on.
+    #[inline]
     pub(super) fn begun(&self, class: Class, bin: Bin) {
-        add(&self.waits[class.0 as usize].cut[bin.index()], ONE.wrapping_neg());
+        add(&self.waits(class).cut[bin.index()], ONE.wrapping_neg());
+    }
+
+    /// The counts of a class, for adding to them.
+    #[inline]
+    fn waits(&self, class: Class) -> &Waits {
+        self.news[class.frequency() as usize % FREQUENCIES].store(true, Relaxed);
+        &self.waits[class.0 as usize % CLASSES]
     }
 
     /// What it is worth to keep an entry of this class and age: hits for a tick of a slot's time.
@@ -416,8 +433,8 @@ impl Learner {
         (8192 / self.shards as usize).clamp(64, 1024)
     }
 
-    /// Learns the values of one class anew. Bounded: five passes over the
-    /// bins at most.
+    /// Learns the values of one class anew, unless nothing was counted of its frequency since the last
+    /// time: in a scan, say, there is news of the new only. Bounded: five passes over the bins at most.
     pub(super) fn step(&self) {
         let class = self.turn.load(Relaxed) as usize % CLASSES;
         if class == 0 {
@@ -432,12 +449,17 @@ impl Learner {
             }
         }
         self.turn.store((class as u32 + 1) % CLASSES as u32, Relaxed);
-        if !Class::occurs(class) {
-            return;
-        }
         let frequency = class / INTERVALS;
         if class.is_multiple_of(INTERVALS) {
-            self.pool(frequency);
+            let news = self.news[frequency].load(Relaxed);
+            self.has_news.store(news, Relaxed);
+            if news {
+                self.news[frequency].store(false, Relaxed);
+                self.pool(frequency);
+            }
+        }
+        if !self.has_news.load(Relaxed) || !Class::occurs(class) {
+            return;
         }
         let mut own = LifeTable::default();
         self.waits[class].add_to(&mut own);
@@ -459,8 +481,7 @@ impl Learner {
     fn pool(&self, frequency: usize) {
         let mut row = LifeTable::default();
         for class in (frequency * INTERVALS..).take(INTERVALS) {
-            // Who was used has waited.
-            if (class % INTERVALS == 0) == (frequency == 0) {
+            if Class::occurs(class) {
                 self.waits[class].add_to(&mut row);
             }
         }
