@@ -10,8 +10,8 @@
 //! index of optimal stopping (`learner.rs`). So no rule says whether recency, frequency or
 //! neither counts: in a loop, for example, the old are worth more than the young, and stay.
 //!
-//! The victim is the worst of [`RUNS`] times [`RUN`] entries drawn at random and of the
-//! [`RunnersUp`] that came out worst before without leaving, as in Redis's sampled eviction. Hence
+//! The victim is the worst of [`LINE`] neighbours at a place drawn at random and of the [`RunnersUp`]
+//! that came out worst before without leaving, as in Redis's sampled eviction. Hence
 //! no list is kept, and a hit stores one word, and that only if the clock has moved on since the
 //! entry's last use.
 //!
@@ -45,10 +45,7 @@ pub(in super::super) use learner::Learner;
 use learner::{Class, TICKS, Weight};
 use occupied::Occupied;
 use runners_up::{Order, RunnersUp};
-use traces::{RUN, Trace, Traces};
-
-/// Places at which entries are drawn for an eviction, [`RUN`] neighbours at each.
-const RUNS: usize = 2;
+use traces::{LINE, RUN, Trace, Traces};
 
 #[derive(Debug)]
 pub(in super::super) struct HitDensity {
@@ -145,22 +142,20 @@ impl HitDensity {
         ((u64::from(self.random) * u64::from(places)) >> 32) as u32
     }
 
-    /// Looks at some entries, so that the worst of each run are among the runners-up.
+    /// Looks at the entries of a line, so that the worst of each half are among the runners-up.
     #[inline]
-    fn draw_runs<const BY_WEIGHT: bool>(&mut self) {
-        let runs = self.traces.runs();
-        for _ in 0..RUNS {
-            let run = self.draw(runs);
-            let now = self.clock.tick;
-            let run_of = self.traces.run(run);
-            let (cells, rests, weights) = (run_of.cells(now), run_of.rests(now), run_of.weights());
+    fn draw_line<const BY_WEIGHT: bool>(&mut self) {
+        let line = self.draw(self.traces.lines());
+        let now = self.clock.tick;
+        for (half, run) in self.traces.line(line).into_iter().enumerate() {
+            let (cells, rests, weights) = (run.cells(now), run.rests(now), run.weights());
             let mut worst = Order::NEVER;
             for place in 0..RUN {
                 let worth = self.learner.worth(cells[place]);
                 let worth = if BY_WEIGHT { worth.by(weights[place]) } else { worth };
                 worst = worst.min(Order::new(worth, rests[place]));
             }
-            let slot = SlotId::from_bits(run * RUN as u32 + worst.place());
+            let slot = SlotId::from_bits(line * LINE + (half * RUN) as u32 + worst.place());
             self.runners_up.keep(worst, slot);
         }
     }
@@ -169,7 +164,7 @@ impl HitDensity {
         if self.occupied.len() == 0 {
             return None;
         }
-        self.draw_runs::<BY_WEIGHT>();
+        self.draw_line::<BY_WEIGHT>();
         // Ranks of runners-up are from when they were drawn. Only that of the worst has to be true.
         let (traces, learner, now) = (&self.traces, &self.learner, self.clock.tick);
         let order_now = |slot| {
@@ -191,7 +186,7 @@ impl HitDensity {
     #[cold]
     #[inline(never)]
     fn any(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
-        let from = self.draw(self.traces.runs()) * RUN as u32;
+        let from = self.draw(self.traces.lines()) * LINE;
         let found = self.occupied.at_or_after(SlotId::from_bits(from))?;
         if Some(found) != keep {
             return Some(found);

@@ -9,7 +9,10 @@ use super::super::reach;
 use super::learner::{Bin, Cell, Class, Weight};
 use super::runners_up::Order;
 
-/// Neighbours that are drawn together.
+/// Neighbours that are drawn together: those whose traces stand in one line of the processor's
+/// cache.
+pub(super) const LINE: u32 = 16;
+/// Of those, so many are compared with vector instructions.
 pub(super) const RUN: usize = 8;
 
 /// What is known of an entry: from the top the tick of its last use, whether its key is in the
@@ -109,14 +112,10 @@ impl Trace {
     }
 }
 
-/// Traces of 16 slots, in one line of the processor's cache.
+/// Traces of neighbours.
 #[derive(Debug)]
 #[repr(align(64))]
-struct Line([AtomicU32; Line::SLOTS as usize]);
-
-impl Line {
-    const SLOTS: u32 = 16;
-}
+struct Line([AtomicU32; LINE as usize]);
 
 impl Default for Line {
     fn default() -> Self {
@@ -130,7 +129,7 @@ pub(super) struct Traces(Chunked<Line>);
 impl Traces {
     #[inline]
     fn at(slot: SlotId) -> (SlotId, usize) {
-        (SlotId::from_bits(slot.bits() / Line::SLOTS), (slot.bits() % Line::SLOTS) as usize)
+        (SlotId::from_bits(slot.bits() / LINE), (slot.bits() % LINE) as usize)
     }
 
     /// The trace of a slot that has had an entry.
@@ -160,18 +159,17 @@ impl Traces {
         *reach(&mut self.0, line).0[place].get_mut() = trace.0;
     }
 
-    /// How many [`run`](Self::run)s there are.
-    pub(super) fn runs(&self) -> u32 {
-        (self.0.len() * (Line::SLOTS as usize / RUN)) as u32
+    /// How many [`line`](Self::line)s there are.
+    pub(super) fn lines(&self) -> u32 {
+        self.0.len() as u32
     }
 
     /// Those of slots next to each other, vacant ones too.
     #[inline]
-    pub(super) fn run(&mut self, run: u32) -> Run {
-        let runs = Line::SLOTS / RUN as u32;
-        let line = &mut self.0[SlotId::from_bits(run / runs)];
-        let words = &mut line.0.as_chunks_mut::<RUN>().0[(run % runs) as usize];
-        Run(u32x8::new(words.each_mut().map(|word| *word.get_mut())))
+    pub(super) fn line(&mut self, line: u32) -> [Run; LINE as usize / RUN] {
+        let Line(words) = &mut self.0[SlotId::from_bits(line)];
+        let words = words.each_mut().map(|word| *word.get_mut());
+        std::array::from_fn(|run| Run(u32x8::new(words.as_chunks().0[run])))
     }
 }
 
