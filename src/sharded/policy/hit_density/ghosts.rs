@@ -6,12 +6,13 @@
 //! fixed number of keys for 16 capacities, so that long waits are seen to their end.
 
 use super::super::super::index::SlotHash;
-use super::learner::{Bin, Class, Learner, OLDEST, TICKS};
+use super::learner::Learner;
+use super::measures::{Bin, Class, OLDEST, TICKS};
 
 /// Words looked at for a hash.
 const WAYS: usize = 4;
 /// Buckets of the sample that are looked through in a tick.
-const BITE: usize = 4;
+const BITE: usize = 2;
 
 /// The bucket of a hash, by its upper bits; none if there are none.
 #[inline]
@@ -27,8 +28,9 @@ pub(super) struct Ghosts {
     /// From the top: 8 bits of a hash, the frequency, the time in units; 0 is empty. One lookup in a
     /// hundred finds another's ghost: better so than twice the bits and half as many remembered.
     buckets: Box<[u64]>,
-    /// How many entries the shard had when the table was made.
-    length: usize,
+    /// How many entries the shard may have for this table.
+    most: usize,
+    least: usize,
 }
 
 impl Ghosts {
@@ -65,7 +67,7 @@ impl Ghosts {
         if now.wrapping_sub(tick) > Self::MEMORY {
             return;
         }
-        if length > self.length + self.length / 2 || length < self.length / 4 {
+        if length > self.most || length < self.least {
             self.resize(length);
         }
         if let Some(bucket) = bucket(&mut self.buckets, hash) {
@@ -80,8 +82,9 @@ impl Ghosts {
     #[cold]
     #[inline(never)]
     fn resize(&mut self, length: usize) {
-        self.length = length.max(2 * WAYS);
-        let buckets = (self.length * 3).div_ceil(WAYS);
+        let length = length.max(2 * WAYS);
+        (self.least, self.most) = (length / 4, length + length / 2);
+        let buckets = (length * 3).div_ceil(WAYS);
         self.buckets = vec![0; buckets].into_boxed_slice();
     }
 
@@ -125,9 +128,9 @@ pub(super) struct Sample {
     /// Those watched after they left, in buckets of four: from the top 23 bits of the hash, 31 of
     /// the tick of the last use, the bin up to which the wait was counted, the class; 0 is empty.
     gone: Box<[[u64; WAYS]]>,
-    /// One key in `2^rarity` belongs to the sample.
+    /// The keys whose lot has none of these bits belong to the sample.
     rarity: u32,
-    /// One key in so many is watched after it left.
+    /// Those whose lot has none of these are watched after they left.
     every: u32,
     length: usize,
     /// The bucket to be looked through next.
@@ -161,6 +164,11 @@ impl Sample {
         Bin::from_bits(word as u32 >> Class::BITS)
     }
 
+    /// The bits of which a lot may have none so that about one in so many is taken.
+    fn one_in(many: usize) -> u32 {
+        (many.next_power_of_two() - 1) as u32
+    }
+
     /// Bits that neither the bucket nor the shard is chosen by.
     fn lot(hash: SlotHash) -> u32 {
         hash.0.wrapping_mul(0x9E37_79B9).swap_bytes()
@@ -169,12 +177,12 @@ impl Sample {
     /// Whether a key of the sample is watched after it left.
     #[inline]
     fn watches(&self, hash: SlotHash) -> bool {
-        Self::lot(hash) & ((1 << self.every) - 1) == 0
+        Self::lot(hash) & self.every == 0
     }
 
     #[inline]
     pub(super) fn contains(&self, hash: SlotHash) -> bool {
-        Self::lot(hash) & ((1 << self.rarity) - 1) == 0
+        Self::lot(hash) & self.rarity == 0
     }
 
     /// Fits the sample to a shard that holds `length` entries and may watch `most` that left.
@@ -183,10 +191,10 @@ impl Sample {
             return;
         }
         self.length = length.max(8);
-        self.rarity = self.length.div_ceil(Self::HERE).next_power_of_two().ilog2();
+        self.rarity = Self::one_in(self.length.div_ceil(Self::HERE));
         // As many leave while one is watched as are inserted in 16 capacities, at most.
         let all = self.length * (OLDEST / TICKS) as usize;
-        self.every = all.div_ceil(most).next_power_of_two().ilog2().max(self.rarity);
+        self.every = Self::one_in(all.div_ceil(most)) | self.rarity;
         let buckets = all.min(most).div_ceil(WAYS);
         // Those watched until now are forgotten; so far they have been counted.
         self.gone = vec![[0; WAYS]; buckets].into_boxed_slice();
@@ -218,7 +226,7 @@ impl Sample {
     }
 
     /// Counts how long some of those watched have waited by now, and gives up who has waited too
-    /// long. Called once a tick, so all are looked at twice in a capacity.
+    /// long. Called once a tick, so all are looked at once in a capacity.
     pub(super) fn sweep(&mut self, learner: &Learner, now: u32) {
         for _ in 0..self.gone.len().min(BITE) {
             self.cursor = if self.cursor + 1 < self.gone.len() { self.cursor + 1 } else { 0 };
@@ -311,7 +319,7 @@ mod tests {
             assert!(sample.gone.len() * WAYS <= 1024);
             let of = if cfg!(miri) { 500 } else { 10_000 };
             let watched = (0..of).filter(|&i| sample.contains(hash(i))).count();
-            let wanted = of as usize >> sample.rarity;
+            let wanted = (of / (sample.rarity + 1)) as usize;
             assert!(watched <= 2 * wanted + 10 && watched >= wanted / 2, "{watched} {wanted}");
         }
     }

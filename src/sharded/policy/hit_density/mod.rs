@@ -31,6 +31,7 @@
 
 mod ghosts;
 mod learner;
+mod measures;
 mod occupied;
 mod runners_up;
 mod traces;
@@ -42,7 +43,7 @@ use super::super::index::SlotHash;
 use super::{HitNote, Leave, Policy, mark_of};
 use ghosts::{Ghosts, Sample};
 pub(in super::super) use learner::Learner;
-use learner::{Class, TICKS, Weight};
+use measures::{Class, TICKS, Weight};
 use occupied::Occupied;
 use runners_up::{Order, RunnersUp};
 use traces::{LINE, RUN, Trace, Traces};
@@ -147,15 +148,16 @@ impl HitDensity {
     fn draw_line<const BY_WEIGHT: bool>(&mut self) {
         let line = self.draw(self.traces.lines());
         let now = self.clock.tick;
-        for (half, run) in self.traces.line(line).into_iter().enumerate() {
-            let (cells, rests, weights) = (run.cells(now), run.rests(now), run.weights());
-            let mut worst = Order::NEVER;
-            for place in 0..RUN {
-                let worth = self.learner.worth(cells[place]);
-                let worth = if BY_WEIGHT { worth.by(weights[place]) } else { worth };
-                worst = worst.min(Order::new(worth, rests[place]));
+        let halves = self.traces.line(line).map(|run| {
+            let mut worths = run.cells(now).map(|cell| self.learner.worth(cell));
+            if BY_WEIGHT {
+                let weights = run.weights();
+                worths = std::array::from_fn(|place| worths[place].by(weights[place]));
             }
-            let slot = SlotId::from_bits(line * LINE + (half * RUN) as u32 + worst.place());
+            run.orders(worths, now)
+        });
+        for (half, worst) in (0..).zip(Order::first_of_each(halves)) {
+            let slot = SlotId::from_bits(line * LINE + half * RUN as u32 + worst.place());
             self.runners_up.keep(worst, slot);
         }
     }

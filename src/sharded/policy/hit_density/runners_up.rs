@@ -1,7 +1,10 @@
 //! The order in which entries leave, and those that are next.
 
+use wide::bytemuck::cast;
+use wide::{i32x4, i32x8, u16x8, u32x8};
+
 use super::super::super::chunked::SlotId;
-use super::learner::Worth;
+use super::measures::Worth;
 use super::traces::RUN;
 
 /// Entries that are looked at again with the next eviction. 7 or 15 gain nothing.
@@ -23,6 +26,25 @@ impl Order {
     #[inline]
     pub(super) const fn new(worth: Worth, rest: u32) -> Self {
         Self(((worth.bits() as u32) << Self::WORTH | rest) as i32)
+    }
+
+    /// The same for neighbours, all at once.
+    #[inline]
+    pub(super) fn of_each(worths: [Worth; RUN], rests: u32x8) -> i32x8 {
+        let worths = u32x8::from(u16x8::new(worths.map(Worth::bits)));
+        cast(worths << Self::WORTH | rests)
+    }
+
+    /// The first of either. They are compared side by side for as long as there are several.
+    #[inline]
+    pub(super) fn first_of_each(halves: [i32x8; 2]) -> [Self; 2] {
+        let [a, b] = halves.map(|half| {
+            let [lower, upper] = cast::<_, [i32x4; 2]>(half);
+            lower.min(upper).to_array()
+        });
+        let lower = i32x4::new([a[0], b[0], a[1], b[1]]);
+        let [c, d, e, f] = lower.min(i32x4::new([a[2], b[2], a[3], b[3]])).to_array();
+        [Self(c.min(e)), Self(d.min(f))]
     }
 
     /// The place in its run of who has this order.
@@ -69,12 +91,20 @@ impl RunnersUp {
             return;
         }
         // Who is there already takes the new order.
-        if let Some(known) = self.0.iter().position(|rank| rank.slot() == slot) {
-            self.take_out(known);
+        if self.0.iter().any(|rank| rank.slot() == slot) {
+            self.forget(slot);
         }
         let mut rank = Rank::new(order, slot);
         for place in &mut self.0 {
             (*place, rank) = ((*place).min(rank), (*place).max(rank));
+        }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn forget(&mut self, slot: SlotId) {
+        if let Some(place) = self.0.iter().position(|rank| rank.slot() == slot) {
+            self.take_out(place);
         }
     }
 
@@ -88,10 +118,7 @@ impl RunnersUp {
     /// next: `order_now` says what it is, if it may leave at all. Who has become better goes back
     /// among the others. Bounded, as each is asked for once or twice.
     #[inline]
-    pub(super) fn pop(
-        &mut self,
-        order_now: impl Fn(SlotId) -> Option<Order>,
-    ) -> Option<SlotId> {
+    pub(super) fn pop(&mut self, order_now: impl Fn(SlotId) -> Option<Order>) -> Option<SlotId> {
         for _ in 0..=RUNNERS_UP {
             let worst = self.0[0].slot();
             if worst == SlotId::NONE {

@@ -1,12 +1,12 @@
 //! A word for each slot: what is known of its entry, or that there is none.
 
-use wide::u32x8;
+use wide::{i32x8, u32x8};
 
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::super::super::chunked::{Chunked, SlotId};
 use super::super::reach;
-use super::learner::{Bin, Cell, Class, Weight};
+use super::measures::{Bin, Cell, Class, Weight, Worth};
 use super::runners_up::Order;
 
 /// Neighbours that are drawn together: those whose traces stand in one line of the processor's
@@ -190,15 +190,94 @@ impl Run {
         Cell::of_each(self.0 >> Trace::CLASS, fourfold)
     }
 
-    /// What decides between equals; in the lowest bits the place.
+    /// When each leaves, if they are worth so much.
     #[inline]
-    pub(super) fn rests(self, now: u32) -> [u32; RUN] {
+    pub(super) fn orders(self, worths: [Worth; RUN], now: u32) -> i32x8 {
         let youth = !self.since(now) >> Trace::REST & u32x8::splat(Trace::REST_MASK);
-        (youth | u32x8::new(std::array::from_fn(|place| place as u32))).to_array()
+        let place = u32x8::new(std::array::from_fn(|place| place as u32));
+        Order::of_each(worths, youth | place)
     }
 
     #[inline]
     pub(super) fn weights(self) -> [Weight; RUN] {
         self.0.to_array().map(Weight::from_bits)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: u32 = 3_000_000;
+    const AGES: [u32; 11] = [0, 1, 2, 3, 31, 127, 128, 1000, 2047, 2048, 400_000];
+
+    fn class() -> Class {
+        Class::NEW.after(50).after(500)
+    }
+
+    #[test]
+    fn a_word_gives_back_what_it_holds() {
+        for (age, sampled, weight) in
+            AGES.into_iter().flat_map(|age| [(age, false, 1), (age, true, 1 << 20)])
+        {
+            let trace = Trace::new(NOW - age, sampled, class(), Weight::of(weight));
+            assert_eq!((trace.age(NOW), trace.is_sampled()), (age, sampled));
+            assert_eq!(trace.last_use(NOW), (NOW - age, class()));
+            assert_eq!((trace.weight(), trace.is_vacant()), (Weight::of(weight), false));
+            assert_eq!(trace.bin(NOW).index(), Bin::of(age).index(), "{age}");
+
+            let used = trace.used(NOW, Class::NEW.after(1));
+            assert_eq!(used.last_use(NOW), (NOW, Class::NEW.after(1)));
+            assert_eq!((used.weight(), used.is_sampled()), (Weight::of(weight), sampled));
+
+            let weighing = trace.weighing(Weight::of(77));
+            assert_eq!(weighing.weight(), Weight::of(77));
+            assert_eq!(weighing.last_use(NOW), trace.last_use(NOW));
+        }
+        // Ticks wrap around, in the word and as a whole.
+        for now in [0, 5, 1 << 19, u32::MAX] {
+            let trace = Trace::new(now.wrapping_sub(9), false, class(), Weight::of(1));
+            assert_eq!(trace.last_use(now), (now.wrapping_sub(9), class()));
+        }
+    }
+
+    #[test]
+    fn slots_are_vacant_until_they_are_filled_and_once_they_are_left() {
+        let mut traces = Traces::default();
+        let (slot, trace) = (SlotId::from_bits(37), Trace::new(7, true, class(), Weight::of(3)));
+        traces.insert(slot, trace);
+        assert_eq!(traces.lines(), 3);
+        assert_eq!(traces.get(slot).0, trace.0);
+        assert!(
+            (32..48)
+                .filter(|&other| other != 37)
+                .all(|other| { traces.get(SlotId::from_bits(other)).is_vacant() })
+        );
+        traces.set(slot, trace.weighing(Weight::of(1)));
+        assert_eq!(traces.take(slot).0, trace.weighing(Weight::of(1)).0);
+        assert!(traces.get(slot).is_vacant());
+    }
+
+    #[test]
+    fn neighbours_are_judged_as_each_alone_would_be() {
+        let mut traces = Traces::default();
+        for (place, age) in (16..).zip(AGES) {
+            let weight = Weight::of(1 << (place % 4));
+            let trace = Trace::new(NOW - age, false, class(), weight);
+            traces.insert(SlotId::from_bits(place), trace);
+        }
+        let worths = std::array::from_fn(|place| Worth::of(0.001 * place as f32));
+        for (run, first) in traces.line(1).into_iter().zip([16, 24]) {
+            let alone: [_; RUN] =
+                std::array::from_fn(|place| traces.get(SlotId::from_bits(first + place as u32)));
+            assert_eq!(run.cells(NOW), alone.map(|trace| trace.cell(NOW)));
+            assert_eq!(run.weights(), alone.map(Trace::weight));
+            let orders: [_; RUN] = std::array::from_fn(|place| {
+                Order::new(worths[place], alone[place].rest(NOW) | place as u32)
+            });
+            let first = orders.into_iter().min().unwrap();
+            let found = run.orders(worths, NOW);
+            assert_eq!(Order::first_of_each([found, found]), [first; 2]);
+        }
     }
 }
