@@ -96,8 +96,9 @@ impl Ghosts {
         let bucket = bucket(&mut self.buckets, hash)?;
         // A byte for each word: 0 where the hash is the same. With 255 more, where it is not that
         // makes a bit of the byte above.
-        let differ = (*bucket ^ u64::from(hash.0 as u8) * (EACH << 8)) >> 8 & 0xFF * EACH;
-        let same = !(differ + 0xFF * EACH) & EACH << 8;
+        let wanted = u64::from(hash.0 as u8) * EACH;
+        let differ = (*bucket >> 8 ^ wanted) & (0xFF * EACH);
+        let same = !(differ + 0xFF * EACH) & (EACH << 8);
         if same == 0 { None } else { Self::take_one(bucket, same, now) }
     }
 

@@ -23,7 +23,8 @@
 //!
 //! Whoever inserts, one class at a time ([`step`](Learner::step)): some hundred additions, once in
 //! a 128th of a capacity. In doing so the counts of the class are decayed, so that what is known
-//! follows what is asked for, with a memory of about eight capacities or 4,096 waits.
+//! follows what is asked for, with a memory of about eight capacities or 4,096 waits. Classes of a
+//! frequency of which nothing was counted since are passed over, and keep what they have.
 //!
 //! # Orderings
 //!
@@ -383,6 +384,29 @@ mod tests {
         let at = |age| value(&learner, class, age);
         assert!(at(0) < at(TICKS / 2) && at(TICKS / 2) < at(TICKS), "{} {}", at(0), at(TICKS));
         assert!(at(TICKS) > 4.0 * at(3 * TICKS), "who did not come then will not come");
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "minutes of arithmetic")]
+    fn classes_that_nothing_was_counted_of_are_passed_over() {
+        let learner = Learner::new(1);
+        let (busy, quiet) = (Class::NEW, Class::NEW.after(1));
+        let counted = |class: Class| {
+            learner.waits[class.0 as usize].ended[Bin::of(4).index()].load(Relaxed) / ONE
+        };
+        (0..1000).for_each(|_| learner.ended(quiet, Bin::of(4)));
+        (0..CLASSES).for_each(|_| learner.step());
+        let (before, worth) = (counted(quiet), value(&learner, quiet, 0));
+        for _ in 0..20 {
+            (0..ENOUGH).for_each(|_| learner.ended(busy, Bin::of(4)));
+            (0..CLASSES).for_each(|_| learner.step());
+        }
+        assert_eq!((counted(quiet), value(&learner, quiet, 0)), (before, worth));
+        assert!(counted(busy) < 20 * ENOUGH, "decayed");
+        // One more counts, and all are decayed.
+        (0..ENOUGH).for_each(|_| learner.ended(quiet, Bin::of(4)));
+        (0..CLASSES).for_each(|_| learner.step());
+        assert!(counted(quiet) < before + ENOUGH);
     }
 
     #[test]

@@ -143,11 +143,9 @@ impl Cell {
     /// The class stands in the lower bits of `class`; others may stand above.
     #[inline]
     pub(super) fn new(class: u32, bin: Bin) -> Self {
-        Self(class % CLASSES as u32 * AGES as u32 | bin.0 % AGES as u32)
+        Self(class % CLASSES as u32 * AGES as u32 + bin.0 % AGES as u32)
     }
-}
 
-impl Cell {
     /// The same for eight at once, of an age that is given [fourfold](Bin::of_fourfold).
     #[inline]
     pub(super) fn of_each(class: u32x8, fourfold: u32x8) -> [Self; 8] {

@@ -176,7 +176,7 @@ impl HitDensity {
             }
             let worth = learner.worth(trace.cell(now));
             let worth = if BY_WEIGHT { worth.by(trace.weight()) } else { worth };
-            Some(Order::new(worth, trace.rest(now) | slot.bits() % RUN as u32))
+            Some(Order::new(worth, trace.rest(now) | (slot.bits() % RUN as u32)))
         };
         if let Some(slot) = self.runners_up.pop(order_now) {
             return Some(slot);
