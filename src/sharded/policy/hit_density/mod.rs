@@ -75,7 +75,8 @@ struct Clock {
 }
 
 impl Clock {
-    const UNITS: u32 = 1 << 16;
+    /// So many that time passes in a shard of two billion entries, too.
+    const UNITS: u32 = 1 << 24;
     /// A shard with fewer entries counts as one with so many: while the first ones come, time
     /// should not fly.
     const LEAST: usize = 64;
@@ -278,5 +279,28 @@ impl Policy for HitDensity {
             len += 1;
         }
         assert_eq!(self.occupied.len(), len, "the policy knows slots that the shard does not");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capacity_of_insertions_takes_its_ticks_in_shards_of_any_length() {
+        for length in [1, 63, 64, 65, 1000, 3_000_000, 20_000_000, 1 << 31] {
+            let mut clock = Clock::default();
+            clock.fit(length);
+            let insertions = length.max(Clock::LEAST) as u64;
+            let units = u64::from(clock.pace) * insertions;
+            let ticks = units as f64 / f64::from(Clock::UNITS);
+            assert!((ticks - f64::from(TICKS)).abs() < 2.0, "{ticks} of {length}");
+            let begun = (0..100).filter(|_| clock.advance()).count();
+            assert!(clock.tick as usize >= begun && clock.passed < Clock::UNITS);
+            assert_eq!(
+                u64::from(clock.tick) * u64::from(Clock::UNITS) + u64::from(clock.passed),
+                100 * u64::from(clock.pace)
+            );
+        }
     }
 }
