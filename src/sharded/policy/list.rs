@@ -1,6 +1,7 @@
 //! Doubly linked lists of slots whose links stand in one array: any slot can leave from the middle.
 
 use super::super::chunked::{Chunked, SlotId};
+use super::reach;
 
 /// The neighbours of a slot in the list it is in.
 #[derive(Debug, Clone, Copy)]
@@ -66,7 +67,7 @@ impl List {
     /// Adds `id`, which is in no list.
     pub(in super::super) fn push_front(&mut self, links: &mut Chunked<Links>, id: SlotId) {
         debug_assert!(!links.get(id).is_some_and(|links| links.is_linked()));
-        *links.reach(id) = Links { ahead: SlotId::NONE, behind: self.front };
+        *reach(links, id) = Links { ahead: SlotId::NONE, behind: self.front };
         match self.front {
             SlotId::NONE => self.back = id,
             front => links[front].ahead = id,

@@ -15,7 +15,7 @@ pub(super) use list::{Links, List};
 
 use std::sync::Arc;
 
-use super::chunked::SlotId;
+use super::chunked::{Chunked, SlotId};
 use super::index::SlotHash;
 use hit_density::HitDensity;
 use lru::Lru;
@@ -209,10 +209,26 @@ impl Policy for AnyPolicy {
     }
 }
 
+/// What `items` has for a slot. Each slot is new once and taken over many times, so growing is a call
+/// out of the way.
+#[inline]
+fn reach<T: Default>(items: &mut Chunked<T>, slot: SlotId) -> &mut T {
+    if slot.bits() as usize >= items.len() {
+        grow(items, slot);
+    }
+    &mut items[slot]
+}
+
+#[cold]
+#[inline(never)]
+fn grow<T: Default>(items: &mut Chunked<T>, slot: SlotId) {
+    items.reach(slot);
+}
+
 /// Panics unless `lists` together hold exactly `occupied`, each slot once.
 fn validate_lists(
     lists: &[&List],
-    links: &super::chunked::Chunked<Links>,
+    links: &Chunked<Links>,
     occupied: &mut dyn Iterator<Item = SlotId>,
 ) {
     let mut listed = std::collections::BTreeSet::new();

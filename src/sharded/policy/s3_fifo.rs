@@ -18,7 +18,7 @@ use crate::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use super::super::chunked::{Chunked, SlotId};
 use super::super::index::SlotHash;
-use super::{HitNote, Leave, Links, List, Policy, mark_of, validate_lists};
+use super::{HitNote, Leave, Links, List, Policy, mark_of, reach, validate_lists};
 
 /// Uses are counted up to three: two bits, as in the paper.
 const MOST_USES: u8 = 3;
@@ -54,7 +54,7 @@ impl S3Fifo {
 
     /// Puts a slot that is in no queue into main, with `uses` left.
     fn push_main(&mut self, slot: SlotId, uses: u8) {
-        *self.uses.reach(slot).get_mut() = IN_MAIN | uses;
+        *reach(&mut self.uses, slot).get_mut() = IN_MAIN | uses;
         self.main.push_front(&mut self.links, slot);
     }
 }
@@ -64,7 +64,7 @@ impl Policy for S3Fifo {
         if self.ghosts.take(hash) {
             self.push_main(slot, 0);
         } else {
-            *self.uses.reach(slot).get_mut() = 0;
+            *reach(&mut self.uses, slot).get_mut() = 0;
             self.small.push_front(&mut self.links, slot);
         }
     }
@@ -145,100 +145,106 @@ impl Policy for S3Fifo {
     }
 }
 
-/// Fingerprints of what left the small queue, in buckets of four; each is forgotten after as many
-/// further evictions as the queue is long.
+/// Words looked at for a hash.
+const WAYS: usize = 4;
+
+/// What is remembered at one place: the fingerprint in the upper half of a word, the time in the
+/// lower; 0 is empty. The latest first, the empty ones last.
+type Bucket = [u32; WAYS];
+
+/// Fingerprints of what left the small queue; each is forgotten after as many further evictions as
+/// the queue is long.
 #[derive(Debug, Default)]
 struct Ghosts {
-    /// Four words a bucket: the fingerprint in the upper half, the time in the lower; 0 is empty.
-    words: Box<[u32]>,
+    buckets: Box<[Bucket]>,
     /// How many evictions a fingerprint is remembered for.
     length: usize,
-    /// Evictions so far.
-    clock: u64,
+    /// Evictions in a unit of time.
+    unit: u32,
+    /// Evictions left in the present one.
+    left: u32,
+    /// In units, from 1 so that no word is 0. It wraps after 256 lengths of the queue; a fingerprint
+    /// left over from then would be mistaken for a new one once in 256 such cases.
+    time: u32,
+    /// The age up to which a fingerprint is remembered: the length of the queue, in units.
+    oldest: u32,
 }
 
 impl Ghosts {
-    const WAYS: usize = 4;
     /// The length of the queue in units of the 16-bit time.
-    const UNITS: u64 = 256;
-    const TIMES: u64 = u16::MAX as u64;
+    const UNITS: usize = 256;
+    const TIMES: u32 = u16::MAX as u32;
 
-    /// The time in units, from 1 so that no word is 0. It wraps after 256 lengths of the queue; a
-    /// fingerprint left over from then would be mistaken for a new one once in 256 such cases.
-    fn time(&self) -> u32 {
-        (self.clock / self.unit() % Self::TIMES + 1) as u32
-    }
-
-    /// Evictions in a unit of time.
-    fn unit(&self) -> u64 {
-        (self.length as u64).div_ceil(Self::UNITS).max(1)
-    }
-
-    /// How long ago `word` was written, in units.
-    fn age(word: u32, now: u32) -> u64 {
-        (u64::from(now) + Self::TIMES - u64::from(word & 0xFFFF)) % Self::TIMES
-    }
-
-    /// The age up to which a fingerprint is remembered: the length of the queue, in units.
-    fn oldest(&self) -> u64 {
-        (self.length as u64).div_ceil(self.unit())
+    /// Whether `word` is that of a fingerprint, and not yet forgotten.
+    #[inline]
+    fn is(&self, word: u32, fingerprint: u32) -> bool {
+        let time = word.wrapping_sub(fingerprint);
+        // No time is 0 and none is longer, so this is no other fingerprint and no empty word.
+        if time.wrapping_sub(1) >= Self::TIMES {
+            return false;
+        }
+        let age = self.time.wrapping_sub(time);
+        age.min(age.wrapping_add(Self::TIMES)) <= self.oldest
     }
 
     /// The bucket, by the upper bits of the hash, and the fingerprint, its lower half.
-    fn place(&mut self, hash: SlotHash) -> (&mut [u32], u32) {
-        let buckets = self.words.len() / Self::WAYS;
-        let bucket = ((u64::from(hash.0) * buckets as u64) >> 32) as usize;
-        let words = &mut self.words[bucket * Self::WAYS..][..Self::WAYS];
-        (words, hash.0 << 16)
+    #[inline]
+    fn place(&self, hash: SlotHash) -> (usize, u32) {
+        let bucket = (u64::from(hash.0) * self.buckets.len() as u64) >> 32;
+        (bucket as usize, hash.0 << 16)
     }
 
     /// Remembers `hash`; the queue is to be about `length` long.
+    #[inline]
     fn remember(&mut self, hash: SlotHash, length: usize) {
         if length > self.length + self.length / 2
             || length < self.length / 4
-            || self.words.is_empty()
+            || self.buckets.is_empty()
         {
             self.resize(length);
         }
-        self.clock += 1;
-        let (now, oldest) = (self.time(), self.oldest());
-        let (words, fingerprint) = self.place(hash);
-        let is_forgotten = |&word: &u32| word == 0 || Self::age(word, now) > oldest;
-        let forgotten = words.iter().position(is_forgotten);
-        // Where all four are remembered, the oldest gives way.
-        let oldest = || (0..Self::WAYS).max_by_key(|&way| Self::age(words[way], now)).unwrap_or(0);
-        let way = forgotten.unwrap_or_else(oldest);
-        words[way] = fingerprint | now;
+        self.left -= 1;
+        if self.left == 0 {
+            self.left = self.unit;
+            self.time = self.time % Self::TIMES + 1;
+        }
+        let (bucket, fingerprint) = self.place(hash);
+        if let Some(words) = self.buckets.get_mut(bucket) {
+            // Where all four are remembered, the oldest gives way.
+            let [first, second, third, _] = *words;
+            *words = [fingerprint | self.time, first, second, third];
+        }
     }
 
     /// Starts over with another length. What was remembered is lost; that happens when the shard
     /// has grown by half since, not in steady state, and spares a rehash under the lock. The new
     /// words come zeroed from the allocator.
+    #[cold]
+    #[inline(never)]
     fn resize(&mut self, length: usize) {
-        self.length = length.max(Self::WAYS);
+        self.length = length.max(WAYS);
+        let unit = self.length.div_ceil(Self::UNITS);
         // A quarter more than the length: buckets fill unevenly.
-        let buckets = (self.length + self.length / 4).div_ceil(Self::WAYS);
-        self.words = vec![0; buckets * Self::WAYS].into_boxed_slice();
-        self.clock = 0;
+        let buckets = (self.length + self.length / 4).div_ceil(WAYS);
+        self.buckets = vec![Bucket::default(); buckets].into_boxed_slice();
+        self.unit = u32::try_from(unit).unwrap_or(u32::MAX);
+        self.left = self.unit + 1;
+        self.time = 1;
+        self.oldest = self.length.div_ceil(unit) as u32;
     }
 
     /// Whether `hash` is remembered; if so it is forgotten now.
+    #[inline]
     fn take(&mut self, hash: SlotHash) -> bool {
-        if self.words.is_empty() {
+        let (bucket, fingerprint) = self.place(hash);
+        let Some(&words) = self.buckets.get(bucket) else { return false };
+        let Some(found) = words.iter().position(|&word| self.is(word, fingerprint)) else {
             return false;
-        }
-        let (now, oldest) = (self.time(), self.oldest());
-        let (words, fingerprint) = self.place(hash);
-        let found = words.iter_mut().find(|word| {
-            **word & 0xFFFF_0000 == fingerprint && **word != 0 && Self::age(**word, now) <= oldest
-        });
-        match found {
-            Some(word) => {
-                *word = 0;
-                true
-            }
-            None => false,
-        }
+        };
+        let words = &mut self.buckets[bucket];
+        words.copy_within(found + 1.., found);
+        words[WAYS - 1] = 0;
+        true
     }
 }
 

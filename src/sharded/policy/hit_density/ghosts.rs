@@ -6,44 +6,31 @@
 //! fixed number of keys for 16 capacities, so that long waits are seen to their end.
 
 use super::super::super::index::SlotHash;
-use super::learner::{Bin, Class, Learner, OLDEST, TICKS};
+use super::learner::Learner;
+use super::measures::{Bin, Class, OLDEST, TICKS};
 
 /// Words looked at for a hash.
 const WAYS: usize = 4;
 /// Buckets of the sample that are looked through in a tick.
-const BITE: usize = 4;
-
-type Bucket<T> = [T; WAYS];
+const BITE: usize = 2;
 
 /// The bucket of a hash, by its upper bits; none if there are none.
 #[inline]
-fn bucket<T>(buckets: &mut [Bucket<T>], hash: SlotHash) -> Option<&mut Bucket<T>> {
+fn bucket<T>(buckets: &mut [T], hash: SlotHash) -> Option<&mut T> {
     let bucket = (u64::from(hash.0) * buckets.len() as u64) >> 32;
     buckets.get_mut(bucket as usize)
 }
 
-/// The word to be overwritten: an empty one, else the oldest.
-#[inline]
-fn oldest<T: Copy + Default + PartialEq>(bucket: &mut Bucket<T>, age: impl Fn(T) -> u32) -> &mut T {
-    let mut oldest = (0, 0);
-    for (way, &word) in bucket.iter().enumerate() {
-        // Ages have less than 32 bits.
-        let age = if word == T::default() { u32::MAX } else { age(word) };
-        if age >= oldest.0 {
-            oldest = (age, way);
-        }
-    }
-    &mut bucket[oldest.1]
-}
-
-/// Hash, time of the last use and frequency of what left, in buckets of four.
+/// Hash, time of the last use and frequency of what left, in buckets of four words, each a number:
+/// the word that came last is the lowest, and the one that came first gives way.
 #[derive(Debug, Default)]
 pub(super) struct Ghosts {
     /// From the top: 8 bits of a hash, the frequency, the time in units; 0 is empty. One lookup in a
     /// hundred finds another's ghost: better so than twice the bits and half as many remembered.
-    words: Box<[Bucket<u16>]>,
-    /// How many entries the shard had when the table was made.
-    length: usize,
+    buckets: Box<[u64]>,
+    /// How many entries the shard may have for this table.
+    most: usize,
+    least: usize,
 }
 
 impl Ghosts {
@@ -68,6 +55,7 @@ impl Ghosts {
     }
 
     /// Remembers one that was last used at `tick`. The shard holds `length` entries.
+    #[inline]
     pub(super) fn remember(
         &mut self,
         hash: SlotHash,
@@ -79,35 +67,57 @@ impl Ghosts {
         if now.wrapping_sub(tick) > Self::MEMORY {
             return;
         }
-        if length > self.length + self.length / 2 || length < self.length / 4 {
+        if length > self.most || length < self.least {
             self.resize(length);
         }
-        if let Some(bucket) = bucket(&mut self.words, hash) {
+        if let Some(bucket) = bucket(&mut self.buckets, hash) {
             // 0 is empty: a word that happens to be 0 is not remembered.
-            *oldest(bucket, |word| Self::age(word, now)) = Self::word(hash, tick, class);
+            *bucket = *bucket << u16::BITS | u64::from(Self::word(hash, tick, class));
         }
     }
 
     /// Starts over for another length; zeroed words from the allocator, nothing is moved. Three
     /// times as many as there are entries: half of that costs 0.2 points in replays. Where all
     /// words are taken the oldest gives way.
+    #[cold]
+    #[inline(never)]
     fn resize(&mut self, length: usize) {
-        self.length = length.max(2 * WAYS);
-        let buckets = (self.length * 3).div_ceil(WAYS);
-        self.words = vec![[0; WAYS]; buckets].into_boxed_slice();
+        let length = length.max(2 * WAYS);
+        (self.least, self.most) = (length / 4, length + length / 2);
+        let buckets = (length * 3).div_ceil(WAYS);
+        self.buckets = vec![0; buckets].into_boxed_slice();
     }
 
     /// The class that the key of `hash` has now, if it is remembered. It is forgotten now.
+    #[inline]
     pub(super) fn take(&mut self, hash: SlotHash, now: u32) -> Option<Class> {
-        let remembered = Self::MEMORY / Self::UNIT;
-        let found = bucket(&mut self.words, hash)?.iter_mut().find(|word| {
-            **word >> 8 == hash.0 as u16 & 0xFF
-                && **word != 0
-                && Self::age(**word, now) <= remembered
-        })?;
-        let word = std::mem::take(found);
-        let class = Class::of_frequency(u32::from(word) >> Self::BITS);
-        Some(class.after(Self::age(word, now) * Self::UNIT))
+        /// The lowest bit of each word.
+        const EACH: u64 = u64::MAX / u16::MAX as u64;
+        let bucket = bucket(&mut self.buckets, hash)?;
+        // A byte for each word: 0 where the hash is the same. With 255 more, where it is not that
+        // makes a bit of the byte above.
+        let wanted = u64::from(hash.0 as u8) * EACH;
+        let differ = (*bucket >> 8 ^ wanted) & (0xFF * EACH);
+        let same = !(differ + 0xFF * EACH) & (EACH << 8);
+        if same == 0 { None } else { Self::take_one(bucket, same, now) }
+    }
+
+    /// The first in a bucket of those marked in `same` that is remembered. The others close up.
+    #[inline(never)]
+    fn take_one(bucket: &mut u64, mut same: u64, now: u32) -> Option<Class> {
+        while same != 0 {
+            let place = same.trailing_zeros() / u16::BITS * u16::BITS;
+            same &= same - 1;
+            let word = (*bucket >> place) as u16;
+            let age = Self::age(word, now);
+            if word != 0 && age <= Self::MEMORY / Self::UNIT {
+                let later = *bucket & ((1 << place) - 1);
+                *bucket = later | (*bucket ^ later) >> u16::BITS & u64::MAX << place;
+                let class = Class::of_frequency(u32::from(word) >> Self::BITS);
+                return Some(class.after(age * Self::UNIT));
+            }
+        }
+        None
     }
 }
 
@@ -118,10 +128,10 @@ impl Ghosts {
 pub(super) struct Sample {
     /// Those watched after they left, in buckets of four: from the top 23 bits of the hash, 31 of
     /// the tick of the last use, the bin up to which the wait was counted, the class; 0 is empty.
-    gone: Box<[Bucket<u64>]>,
-    /// One key in `2^rarity` belongs to the sample.
+    gone: Box<[[u64; WAYS]]>,
+    /// The keys whose lot has none of these bits belong to the sample.
     rarity: u32,
-    /// One key in so many is watched after it left.
+    /// Those whose lot has none of these are watched after they left.
     every: u32,
     length: usize,
     /// The bucket to be looked through next.
@@ -155,13 +165,25 @@ impl Sample {
         Bin::from_bits(word as u32 >> Class::BITS)
     }
 
+    /// The bits of which a lot may have none so that about one in so many is taken.
+    fn one_in(many: usize) -> u32 {
+        (many.next_power_of_two() - 1) as u32
+    }
+
     /// Bits that neither the bucket nor the shard is chosen by.
     fn lot(hash: SlotHash) -> u32 {
         hash.0.wrapping_mul(0x9E37_79B9).swap_bytes()
     }
 
+    /// Whether a key of the sample is watched after it left.
+    #[inline]
+    fn watches(&self, hash: SlotHash) -> bool {
+        Self::lot(hash) & self.every == 0
+    }
+
+    #[inline]
     pub(super) fn contains(&self, hash: SlotHash) -> bool {
-        Self::lot(hash) & ((1 << self.rarity) - 1) == 0
+        Self::lot(hash) & self.rarity == 0
     }
 
     /// Fits the sample to a shard that holds `length` entries and may watch `most` that left.
@@ -170,17 +192,18 @@ impl Sample {
             return;
         }
         self.length = length.max(8);
-        self.rarity = self.length.div_ceil(Self::HERE).next_power_of_two().ilog2();
+        self.rarity = Self::one_in(self.length.div_ceil(Self::HERE));
         // As many leave while one is watched as are inserted in 16 capacities, at most.
         let all = self.length * (OLDEST / TICKS) as usize;
-        self.every = all.div_ceil(most).next_power_of_two().ilog2().max(self.rarity);
+        self.every = Self::one_in(all.div_ceil(most)) | self.rarity;
         let buckets = all.min(most).div_ceil(WAYS);
         // Those watched until now are forgotten; so far they have been counted.
         self.gone = vec![[0; WAYS]; buckets].into_boxed_slice();
     }
 
     /// An entry of the sample was evicted; it was last used at `tick`. If there is no place, the one
-    /// who has waited longest is given up.
+    /// who left first is given up.
+    #[inline]
     pub(super) fn left(
         &mut self,
         hash: SlotHash,
@@ -190,16 +213,21 @@ impl Sample {
     ) {
         let bin = Bin::of(now.wrapping_sub(tick));
         learner.cut(class, bin);
-        if Self::lot(hash) & ((1 << self.every) - 1) != 0 {
-            return;
+        if self.watches(hash) {
+            self.watch(hash, Self::word(hash, tick, bin, class));
         }
+    }
+
+    #[inline(never)]
+    fn watch(&mut self, hash: SlotHash, word: u64) {
         if let Some(bucket) = bucket(&mut self.gone, hash) {
-            *oldest(bucket, |word| Self::age(word, now)) = Self::word(hash, tick, bin, class);
+            bucket.copy_within(..WAYS - 1, 1);
+            bucket[0] = word;
         }
     }
 
     /// Counts how long some of those watched have waited by now, and gives up who has waited too
-    /// long. Called once a tick, so all are looked at twice in a capacity.
+    /// long. Called once a tick, so all are looked at once in a capacity.
     pub(super) fn sweep(&mut self, learner: &Learner, now: u32) {
         for _ in 0..self.gone.len().min(BITE) {
             self.cursor = if self.cursor + 1 < self.gone.len() { self.cursor + 1 } else { 0 };
@@ -224,14 +252,24 @@ impl Sample {
     }
 
     /// A key of the sample is here again: its wait has ended, if it was watched.
+    #[inline]
     pub(super) fn back(&mut self, hash: SlotHash, learner: &Learner, now: u32) {
+        if self.watches(hash) {
+            self.watched(hash, learner, now);
+        }
+    }
+
+    #[inline(never)]
+    fn watched(&mut self, hash: SlotHash, learner: &Learner, now: u32) {
         let Some(bucket) = bucket(&mut self.gone, hash) else { return };
         let same = u64::from(hash.0) << Self::HASH >> Self::HASH;
-        let is_same = |word: &&mut u64| **word >> Self::HASH == same && **word != 0;
-        if let Some(word) = bucket.iter_mut().find(is_same).map(std::mem::take) {
-            learner.begun(Self::class(word), Self::counted(word));
-            learner.ended(Self::class(word), Bin::of(Self::age(word, now)));
-        }
+        let is_same = |&word: &u64| word >> Self::HASH == same && word != 0;
+        let Some(place) = bucket.iter().position(is_same) else { return };
+        let word = bucket[place];
+        bucket.copy_within(place + 1.., place);
+        bucket[WAYS - 1] = 0;
+        learner.begun(Self::class(word), Self::counted(word));
+        learner.ended(Self::class(word), Bin::of(Self::age(word, now)));
     }
 }
 
@@ -282,7 +320,7 @@ mod tests {
             assert!(sample.gone.len() * WAYS <= 1024);
             let of = if cfg!(miri) { 500 } else { 10_000 };
             let watched = (0..of).filter(|&i| sample.contains(hash(i))).count();
-            let wanted = of as usize >> sample.rarity;
+            let wanted = (of / (sample.rarity + 1)) as usize;
             assert!(watched <= 2 * wanted + 10 && watched >= wanted / 2, "{watched} {wanted}");
         }
     }

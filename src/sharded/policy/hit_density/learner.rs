@@ -23,7 +23,8 @@
 //!
 //! Whoever inserts, one class at a time ([`step`](Learner::step)): some hundred additions, once in
 //! a 128th of a capacity. In doing so the counts of the class are decayed, so that what is known
-//! follows what is asked for, with a memory of about eight capacities or 4,096 waits.
+//! follows what is asked for, with a memory of about eight capacities or 4,096 waits. Classes of a
+//! frequency of which nothing was counted since are passed over, and keep what they have.
 //!
 //! # Orderings
 //!
@@ -33,23 +34,11 @@
 
 // Not through `sync`: nothing is promised about the order of these accesses, and a scheduling
 // point at each would only make the explorations of shuttle longer.
-use std::sync::atomic::{AtomicU16, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed};
 
-/// Ticks in a capacity: the time in which as many entries are inserted as the shard holds.
-pub(super) const TICKS: u32 = 128;
-/// Ages beyond this, in ticks, are all alike: 16 capacities. To wait longer is worth almost
-/// nothing, and with half of it loops and slow re-use were seen too late (0.3 points in replays).
-pub(super) const OLDEST: u32 = 16 * TICKS;
-/// Two bins for each doubling of the age, from a tick to [`OLDEST`]; with one, 0.3 points are lost.
-/// The first and the third stay empty, which makes the bin of an age easy to find.
-const BINS: usize = 25;
-/// How often an entry was used, up to 7.
-const FREQUENCIES: usize = 8;
-/// How long the wait before the last access was: none, up to a quarter of a capacity, up to a whole
-/// one, longer. Twice as many make no difference in replays.
-const INTERVALS: usize = 4;
-const SHORT: u32 = TICKS / 4;
-const CLASSES: usize = FREQUENCIES * INTERVALS;
+use super::measures::{
+    AGES, BINS, Bin, CLASSES, Cell, Class, FREQUENCIES, INTERVALS, TICKS, WIDTHS, Worth, edge, end,
+};
 
 /// Counts are kept in these parts of one, so that decay can take less than one.
 const ONE: u32 = 256;
@@ -62,115 +51,6 @@ const ENOUGH: u32 = 256;
 /// A class is believed as far as it has more observations than this; for the rest the classes of
 /// its frequency stand in, and for those a guess.
 const PRIOR: f32 = 16.0;
-
-/// Frequency and length of the wait before: what is known of an entry beside its age.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Class(u8);
-
-impl Class {
-    /// Never used again so far, as far as is remembered.
-    pub(super) const NEW: Self = Self(0);
-    /// No entry has this class, and its worth is more than that of any.
-    pub(super) const NOBODY: Self = Self(1);
-
-    pub(super) const BITS: u32 = CLASSES.ilog2();
-
-    pub(super) fn from_bits(bits: u32) -> Self {
-        Self((bits % CLASSES as u32) as u8)
-    }
-
-    pub(super) const fn bits(self) -> u32 {
-        self.0 as u32
-    }
-
-    /// How often it was used.
-    pub(super) fn frequency(self) -> u32 {
-        u32::from(self.0) / INTERVALS as u32
-    }
-
-    /// A class of this frequency, for [`after`](Self::after).
-    pub(super) fn of_frequency(frequency: u32) -> Self {
-        Self((frequency as usize % FREQUENCIES * INTERVALS) as u8)
-    }
-
-    /// Whether entries can have the class of this number: who was not used again has had no wait.
-    fn occurs(class: usize) -> bool {
-        class == Self::NEW.0 as usize || class >= INTERVALS
-    }
-
-    /// The class after a wait of `age` ticks ended in an access.
-    #[inline]
-    pub(super) fn after(self, age: u32) -> Self {
-        let frequency = (self.0 as usize / INTERVALS + 1).min(FREQUENCIES - 1);
-        let interval = match age {
-            0..SHORT => 1,
-            SHORT..TICKS => 2,
-            _ => 3,
-        };
-        Self((frequency * INTERVALS + interval) as u8)
-    }
-}
-
-/// The bin of an age.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Bin(u32);
-
-impl Bin {
-    pub(super) const BITS: u32 = 5;
-
-    /// That of an age in ticks.
-    #[inline]
-    pub(super) fn of(age: u32) -> Self {
-        Self(Self::of_fourfold(4 * age.min(OLDEST) + 3).index() as u32)
-    }
-
-    /// That of an age in ticks, given four times and three more.
-    #[inline]
-    pub(super) fn of_fourfold(age: u32) -> Self {
-        // The bits of a float above all but one of its mantissa's: twice the exponent, and in which
-        // half of the doubling. The exponent of 2 has no bits among the lower ones.
-        Self((age as f32).to_bits() >> 22)
-    }
-
-    /// Its place among the counts.
-    #[inline]
-    fn index(self) -> usize {
-        (self.0 as usize % Row::BINS).min(BINS - 1)
-    }
-
-    pub(super) fn from_bits(bits: u32) -> Self {
-        Self(bits % (1 << Self::BITS))
-    }
-
-    pub(super) fn bits(self) -> u32 {
-        self.0
-    }
-}
-
-/// The age at which a bin begins, in ticks.
-const fn edge(bin: usize) -> f32 {
-    match bin {
-        0 | 1 => 0.0,
-        2 | 3 => 1.0,
-        _ => (1 << (bin / 2 - 1)) as f32 * if bin.is_multiple_of(2) { 1.0 } else { 1.5 },
-    }
-}
-
-/// The age at which a bin ends, in ticks; the last is taken to be half as long as all before.
-const fn end(bin: usize) -> f32 {
-    if bin == BINS - 1 { edge(bin) * 1.5 } else { edge(bin + 1) }
-}
-
-/// How long each bin is.
-const WIDTHS: [f32; BINS] = {
-    let mut widths = [0.0; BINS];
-    let mut bin = 0;
-    while bin < BINS {
-        widths[bin] = end(bin) - edge(bin);
-        bin += 1;
-    }
-    widths
-};
 
 /// Counts of waits by bin.
 #[derive(Debug)]
@@ -213,69 +93,18 @@ impl Waits {
     }
 }
 
-/// What it is worth to keep an entry: a float without its sign and the lower half of its mantissa.
-/// What differs by less than a 256th is equal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Worth(u16);
-
-impl Worth {
-    /// More than anybody's.
-    const MOST: Self = Self(u16::MAX);
-
-    fn of(value: f32) -> Self {
-        Self((value.to_bits() >> 15) as u16)
-    }
-
-    #[inline]
-    pub(super) fn bits(self) -> u16 {
-        self.0
-    }
-
-    /// For each unit of weight. Next to exact: such a float is about a logarithm, and what is lost
-    /// is lost for both.
-    #[inline]
-    pub(super) fn by(self, weight: Weight) -> Self {
-        Self(self.0.saturating_sub((weight.0 as u16) << Weight::STEP))
-    }
-}
-
-/// The weight of an entry in steps of a quarter of a doubling, up to 2^32.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Weight(u8);
-
-impl Weight {
-    pub(super) const BITS: u32 = 7;
-    pub(super) const MASK: u32 = (1 << Self::BITS) - 1;
-
-    /// Of the bits of a [`Worth`], those below a step.
-    const STEP: u32 = 6;
-
-    #[inline]
-    pub(super) fn of(weight: u64) -> Self {
-        const SHIFT: u32 = 15 + Weight::STEP;
-        let steps = ((weight as f32).to_bits() >> SHIFT).saturating_sub(1_f32.to_bits() >> SHIFT);
-        Self(steps.min(Self::MASK) as u8)
-    }
-
-    #[inline]
-    pub(super) fn from_bits(bits: u32) -> Self {
-        Self((bits & Self::MASK) as u8)
-    }
-
-    pub(super) fn bits(self) -> u32 {
-        u32::from(self.0)
-    }
-}
-
-/// The worth of a class by bin; what is used of it is one line of the processor's cache.
+/// The worth of each class by bin; what is used of a class is one line of the processor's cache.
 #[derive(Debug)]
 #[repr(align(64))]
-struct Row([AtomicU16; Row::BINS]);
+struct Worths([AtomicU16; Worths::CELLS]);
 
-impl Row {
-    /// As many as ages can have: those from [`BINS`] on are like the last of these, so that nothing
-    /// need be compared. They are next to never touched.
-    const BINS: usize = 64;
+impl Worths {
+    const CELLS: usize = CLASSES * AGES;
+
+    /// Those of a class.
+    fn row(&self, class: usize) -> &[AtomicU16; AGES] {
+        &self.0.as_chunks::<{ AGES }>().0[class]
+    }
 }
 
 /// A number that is replaced as a whole.
@@ -302,12 +131,17 @@ fn add(count: &AtomicU32, what: u32) {
 /// One for all shards of a cache: they see the same kind of requests, and learn faster together.
 #[derive(Debug)]
 pub(in super::super::super) struct Learner {
-    waits: Box<[Waits]>,
+    waits: Box<[Waits; CLASSES]>,
     /// The value of each class at the beginning of each bin. Interpolating gains nothing: what is
     /// equal leaves in the order of age.
-    worths: Box<[Row; CLASSES]>,
+    worths: Box<Worths>,
     /// For each frequency, the part of those at risk whose wait ended, by bin.
     ended: [[Value; BINS]; FREQUENCIES],
+    /// For each frequency, whether anything was counted since its classes were last learned, or they
+    /// never were.
+    news: [AtomicBool; FREQUENCIES],
+    /// Whether there was when the classes came up whose turn it is.
+    has_news: AtomicBool,
     /// How many waits have ended since counts were last decayed, up to [`ENOUGH`].
     seen: AtomicU32,
     /// 0 until enough was seen for the first time; then 2 while this round decays, 1 if not.
@@ -321,9 +155,11 @@ impl Learner {
     pub(in super::super::super) fn new(shards: usize) -> Self {
         let zeros = || std::array::from_fn(|_| Value(AtomicU32::new(0)));
         Self {
-            waits: (0..CLASSES).map(|_| Waits::default()).collect(),
-            worths: Box::new(std::array::from_fn(Self::before_learning)),
+            waits: Box::default(),
+            worths: Box::new(Worths(std::array::from_fn(Self::before_learning))),
             ended: std::array::from_fn(|_| zeros()),
+            news: std::array::from_fn(|_| AtomicBool::new(true)),
+            has_news: AtomicBool::new(false),
             seen: AtomicU32::new(0),
             stage: AtomicU32::new(0),
             turn: AtomicU32::new(0),
@@ -332,22 +168,21 @@ impl Learner {
     }
 
     /// Frequency over age, where nothing is known yet.
-    fn before_learning(class: usize) -> Row {
+    fn before_learning(cell: usize) -> AtomicU16 {
+        let (class, bin) = (cell / AGES, cell % AGES);
         let uses = (class / INTERVALS + 1) as f32;
-        Row(std::array::from_fn(|bin| {
-            let worth = if Class::occurs(class) {
-                Worth::of(uses / (edge(bin.min(BINS - 1)) + TICKS as f32))
-            } else {
-                Worth::MOST
-            };
-            AtomicU16::new(worth.0)
-        }))
+        let worth = if Class::occurs(class) {
+            Worth::of(uses / (edge(bin.min(BINS - 1)) + TICKS as f32))
+        } else {
+            Worth::MOST
+        };
+        AtomicU16::new(worth.0)
     }
 
     /// Counts a wait, or its last stretch, that an access ended.
     #[inline]
     pub(super) fn ended(&self, class: Class, bin: Bin) {
-        add(&self.waits[class.0 as usize].ended[bin.index()], ONE);
+        add(&self.waits(class).ended[bin.index()], ONE);
         let seen = self.seen.load(Relaxed);
         if seen < ENOUGH {
             self.seen.store(seen + 1, Relaxed);
@@ -355,20 +190,29 @@ impl Learner {
     }
 
     /// Cuts off a wait.
+    #[inline]
     pub(super) fn cut(&self, class: Class, bin: Bin) {
-        add(&self.waits[class.0 as usize].cut[bin.index()], ONE);
+        add(&self.waits(class).cut[bin.index()], ONE);
     }
 
     /// A wait that was cut off in this bin goes on.
+    #[inline]
     pub(super) fn begun(&self, class: Class, bin: Bin) {
-        add(&self.waits[class.0 as usize].cut[bin.index()], ONE.wrapping_neg());
+        add(&self.waits(class).cut[bin.index()], ONE.wrapping_neg());
+    }
+
+    /// The counts of a class, for adding to them.
+    #[inline]
+    fn waits(&self, class: Class) -> &Waits {
+        self.news[class.frequency() as usize % FREQUENCIES].store(true, Relaxed);
+        &self.waits[class.0 as usize % CLASSES]
     }
 
     /// What it is worth to keep an entry of this class and age: hits for a tick of a slot's time.
     #[inline]
-    pub(super) fn worth(&self, class: Class, bin: Bin) -> Worth {
-        let row = &self.worths[class.0 as usize % CLASSES];
-        Worth(row.0[bin.0 as usize % Row::BINS].load(Relaxed))
+    pub(super) fn worth(&self, cell: Cell) -> Worth {
+        let Cell(cell) = cell;
+        Worth(self.worths.0[cell as usize % Worths::CELLS].load(Relaxed))
     }
 
     /// After how many ticks a shard takes a [`step`](Self::step): all classes are learned anew
@@ -383,8 +227,8 @@ impl Learner {
         (8192 / self.shards as usize).clamp(64, 1024)
     }
 
-    /// Learns the values of one class anew. Bounded: five passes over the
-    /// bins at most.
+    /// Learns the values of one class anew, unless nothing was counted of its frequency since the last
+    /// time: in a scan, say, there is news of the new only. Bounded: five passes over the bins at most.
     pub(super) fn step(&self) {
         let class = self.turn.load(Relaxed) as usize % CLASSES;
         if class == 0 {
@@ -399,12 +243,17 @@ impl Learner {
             }
         }
         self.turn.store((class as u32 + 1) % CLASSES as u32, Relaxed);
-        if !Class::occurs(class) {
-            return;
-        }
         let frequency = class / INTERVALS;
         if class.is_multiple_of(INTERVALS) {
-            self.pool(frequency);
+            let news = self.news[frequency].load(Relaxed);
+            self.has_news.store(news, Relaxed);
+            if news {
+                self.news[frequency].store(false, Relaxed);
+                self.pool(frequency);
+            }
+        }
+        if !self.has_news.load(Relaxed) || !Class::occurs(class) {
+            return;
         }
         let mut own = LifeTable::default();
         self.waits[class].add_to(&mut own);
@@ -414,7 +263,7 @@ impl Learner {
                 .min(1.0)
         };
         let learned = indices(hazard);
-        for (bin, worth) in self.worths[class].0.iter().enumerate() {
+        for (bin, worth) in self.worths.row(class).iter().enumerate() {
             worth.store(Worth::of(learned[bin.min(BINS - 1)]).0, Relaxed);
         }
         if self.stage.load(Relaxed) == 2 {
@@ -426,8 +275,7 @@ impl Learner {
     fn pool(&self, frequency: usize) {
         let mut row = LifeTable::default();
         for class in (frequency * INTERVALS..).take(INTERVALS) {
-            // Who was used has waited.
-            if (class % INTERVALS == 0) == (frequency == 0) {
+            if Class::occurs(class) {
                 self.waits[class].add_to(&mut row);
             }
         }
@@ -486,52 +334,11 @@ fn indices(hazard: impl Fn(usize) -> f32) -> [f32; BINS] {
 
 #[cfg(test)]
 mod tests {
+    use super::super::measures::OLDEST;
     use super::*;
 
-    #[test]
-    fn bins_follow_one_another_and_hold_their_ages() {
-        let mut last = 0;
-        for age in 0..3 * OLDEST {
-            let bin = Bin::of(age).index();
-            assert!(bin >= last && edge(bin) <= age as f32, "{age} in {bin}");
-            assert!(bin == BINS - 1 || (age as f32) < edge(bin + 1), "{age} in {bin}");
-            last = bin;
-        }
-        assert_eq!(
-            (last, Bin::of(OLDEST).index(), Bin::of(OLDEST - 1).index()),
-            (BINS - 1, BINS - 1, BINS - 2)
-        );
-    }
-
-    #[test]
-    fn a_class_counts_uses_and_knows_the_last_wait() {
-        let mut class = Class::NEW;
-        for uses in 1..20 {
-            class = class.after(TICKS);
-            assert_eq!(class.0 as usize / INTERVALS, uses.min(FREQUENCIES - 1));
-            assert_eq!(Class::from_bits(class.bits()), class);
-        }
-        let intervals: Vec<_> = [0, 31, 32, 127, 128, u32::MAX]
-            .map(|age| Class::NEW.after(age).0 as usize % INTERVALS)
-            .into();
-        assert_eq!(intervals, [1, 1, 2, 2, 3, 3]);
-    }
-
     fn value(learner: &Learner, class: Class, age: u32) -> f32 {
-        f32::from_bits(u32::from(learner.worth(class, Bin::of(age)).0) << 15)
-    }
-
-    #[test]
-    fn worth_by_weight_is_a_quotient() {
-        for (value, weight) in [(0.5, 1), (0.01, 2), (3.0, 3), (0.01, 1000), (1e-6, 3072), (0.1, 0)]
-        {
-            let Worth(found) = Worth::of(value).by(Weight::of(weight));
-            let found = f32::from_bits(u32::from(found) << 15);
-            let wanted = value / weight.max(1) as f32;
-            // Two logarithms that are straight lines, and steps of a fifth.
-            assert!((wanted * 0.85..wanted * 1.3).contains(&found), "{value} {weight}: {found}");
-        }
-        assert_eq!(Weight::of(u64::MAX).bits(), Weight::MASK);
+        f32::from_bits(u32::from(learner.worth(Cell::new(class.bits(), Bin::of(age))).0) << 15)
     }
 
     /// The definition, horizon by horizon.
@@ -577,6 +384,29 @@ mod tests {
         let at = |age| value(&learner, class, age);
         assert!(at(0) < at(TICKS / 2) && at(TICKS / 2) < at(TICKS), "{} {}", at(0), at(TICKS));
         assert!(at(TICKS) > 4.0 * at(3 * TICKS), "who did not come then will not come");
+    }
+
+    #[test]
+    #[cfg_attr(miri, ignore = "minutes of arithmetic")]
+    fn classes_that_nothing_was_counted_of_are_passed_over() {
+        let learner = Learner::new(1);
+        let (busy, quiet) = (Class::NEW, Class::NEW.after(1));
+        let counted = |class: Class| {
+            learner.waits[class.0 as usize].ended[Bin::of(4).index()].load(Relaxed) / ONE
+        };
+        (0..1000).for_each(|_| learner.ended(quiet, Bin::of(4)));
+        (0..CLASSES).for_each(|_| learner.step());
+        let (before, worth) = (counted(quiet), value(&learner, quiet, 0));
+        for _ in 0..20 {
+            (0..ENOUGH).for_each(|_| learner.ended(busy, Bin::of(4)));
+            (0..CLASSES).for_each(|_| learner.step());
+        }
+        assert_eq!((counted(quiet), value(&learner, quiet, 0)), (before, worth));
+        assert!(counted(busy) < 20 * ENOUGH, "decayed");
+        // One more counts, and all are decayed.
+        (0..ENOUGH).for_each(|_| learner.ended(quiet, Bin::of(4)));
+        (0..CLASSES).for_each(|_| learner.step());
+        assert!(counted(quiet) < before + ENOUGH);
     }
 
     #[test]

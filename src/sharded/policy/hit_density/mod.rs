@@ -10,8 +10,8 @@
 //! index of optimal stopping (`learner.rs`). So no rule says whether recency, frequency or
 //! neither counts: in a loop, for example, the old are worth more than the young, and stay.
 //!
-//! The victim is the worst of [`RUNS`] times [`RUN`] entries drawn at random and of the
-//! [`RUNNERS_UP`] that came out worst before without leaving, as in Redis's sampled eviction. Hence
+//! The victim is the worst of [`LINE`] neighbours at a place drawn at random and of the [`RunnersUp`]
+//! that came out worst before without leaving, as in Redis's sampled eviction. Hence
 //! no list is kept, and a hit stores one word, and that only if the clock has moved on since the
 //! entry's last use.
 //!
@@ -31,6 +31,7 @@
 
 mod ghosts;
 mod learner;
+mod measures;
 mod occupied;
 mod runners_up;
 mod traces;
@@ -42,13 +43,10 @@ use super::super::index::SlotHash;
 use super::{HitNote, Leave, Policy, mark_of};
 use ghosts::{Ghosts, Sample};
 pub(in super::super) use learner::Learner;
-use learner::{Class, TICKS, Weight};
+use measures::{Class, TICKS, Weight};
 use occupied::Occupied;
-use runners_up::{Order, RUNNERS_UP, RunnersUp};
-use traces::{RUN, Trace, Traces};
-
-/// Places at which entries are drawn for an eviction, [`RUN`] neighbours at each.
-const RUNS: usize = 2;
+use runners_up::{Order, RunnersUp};
+use traces::{LINE, RUN, Trace, Traces};
 
 #[derive(Debug)]
 pub(in super::super) struct HitDensity {
@@ -71,20 +69,34 @@ struct Clock {
     tick: u32,
     /// In units of which [`Self::UNITS`] make a tick.
     passed: u32,
+    /// Units that pass with an insertion into a shard of `length` entries.
+    pace: u32,
+    length: usize,
 }
 
 impl Clock {
-    const UNITS: u32 = 1 << 16;
+    /// So many that time passes in a shard of two billion entries, too.
+    const UNITS: u32 = 1 << 24;
     /// A shard with fewer entries counts as one with so many: while the first ones come, time
     /// should not fly.
     const LEAST: usize = 64;
 
-    /// One more insertion into a shard of `length` entries.
-    fn advance(&mut self, length: usize) {
+    fn fit(&mut self, length: usize) {
+        self.length = length;
         let length = u32::try_from(length.max(Self::LEAST)).unwrap_or(u32::MAX);
-        self.passed += TICKS * Self::UNITS / length;
+        self.pace = TICKS * Self::UNITS / length;
+    }
+
+    /// One more insertion. Says whether that begins another tick.
+    #[inline]
+    fn advance(&mut self) -> bool {
+        self.passed += self.pace;
+        if self.passed < Self::UNITS {
+            return false;
+        }
         self.tick = self.tick.wrapping_add(self.passed / Self::UNITS);
         self.passed %= Self::UNITS;
+        true
     }
 }
 
@@ -103,6 +115,26 @@ impl HitDensity {
         }
     }
 
+    /// The shard holds `length` entries from now on.
+    #[cold]
+    #[inline(never)]
+    fn fit(&mut self, length: usize) {
+        self.clock.fit(length);
+        self.sample.fit(length, self.learner.watched_by_shard());
+    }
+
+    /// What is done once in a tick.
+    #[cold]
+    #[inline(never)]
+    fn tick(&mut self) {
+        let now = self.clock.tick;
+        self.sample.sweep(&self.learner, now);
+        if now.wrapping_sub(self.next_step) as i32 >= 0 {
+            self.next_step = now.wrapping_add(self.learner.pace());
+            self.learner.step();
+        }
+    }
+
     /// A place below `places`; each about as likely as the others.
     fn draw(&mut self, places: u32) -> u32 {
         // Marsaglia's xorshift: nobody gains by foreseeing it.
@@ -112,28 +144,22 @@ impl HitDensity {
         ((u64::from(self.random) * u64::from(places)) >> 32) as u32
     }
 
-    /// When an entry leaves, for its weight or not.
+    /// Looks at the entries of a line, so that the worst of each half are among the runners-up.
     #[inline]
-    fn order<const BY_WEIGHT: bool>(&self, trace: Trace) -> Order {
+    fn draw_line<const BY_WEIGHT: bool>(&mut self) {
+        let line = self.draw(self.traces.lines());
         let now = self.clock.tick;
-        let worth = self.learner.worth(trace.class(), trace.bin(now));
-        trace.order(if BY_WEIGHT { worth.by(trace.weight()) } else { worth }, now)
-    }
-
-    /// Looks at some entries, so that the worst of each run are among the runners-up.
-    fn draw_runs<const BY_WEIGHT: bool>(&mut self) {
-        let runs = self.traces.runs();
-        for _ in 0..RUNS {
-            let run = self.draw(runs);
-            let mut worst = (Order::NEVER, 0);
-            for (place, word) in self.traces.run(run).iter().enumerate() {
-                let order = self.order::<BY_WEIGHT>(Trace::of(word));
-                if order < worst.0 {
-                    worst = (order, place);
-                }
+        let halves = self.traces.line(line).map(|run| {
+            let mut worths = run.cells(now).map(|cell| self.learner.worth(cell));
+            if BY_WEIGHT {
+                let weights = run.weights();
+                worths = std::array::from_fn(|place| worths[place].by(weights[place]));
             }
-            let slot = SlotId::from_bits(run * RUN as u32 + worst.1 as u32);
-            self.runners_up.keep(worst.0, slot);
+            run.orders(worths, now)
+        });
+        for (half, worst) in (0..).zip(Order::first_of_each(halves)) {
+            let slot = SlotId::from_bits(line * LINE + half * RUN as u32 + worst.place());
+            self.runners_up.keep(worst, slot);
         }
     }
 
@@ -141,23 +167,29 @@ impl HitDensity {
         if self.occupied.len() == 0 {
             return None;
         }
-        self.draw_runs::<BY_WEIGHT>();
-        // Ranks of runners-up are from when they were drawn. Only that of the worst has to be true:
-        // if it has become better it goes back among the others.
-        for _ in 0..=RUNNERS_UP {
-            let Some(slot) = self.runners_up.pop() else { break };
-            let trace = self.traces.get(slot);
+        self.draw_line::<BY_WEIGHT>();
+        // Ranks of runners-up are from when they were drawn. Only that of the worst has to be true.
+        let (traces, learner, now) = (&self.traces, &self.learner, self.clock.tick);
+        let order_now = |slot| {
+            let trace = traces.get(slot);
             if Some(slot) == keep || trace.is_vacant() {
-                continue;
+                return None;
             }
-            let order = self.order::<BY_WEIGHT>(trace);
-            if !self.runners_up.leaves_before(order) {
-                return Some(slot);
-            }
-            self.runners_up.keep(order, slot);
+            let worth = learner.worth(trace.cell(now));
+            let worth = if BY_WEIGHT { worth.by(trace.weight()) } else { worth };
+            Some(Order::new(worth, trace.rest(now) | (slot.bits() % RUN as u32)))
+        };
+        if let Some(slot) = self.runners_up.pop(order_now) {
+            return Some(slot);
         }
-        // Nobody was drawn but what is to be kept, or all have been used since: any will do.
-        let from = self.draw(self.traces.runs()) * RUN as u32;
+        self.any(keep)
+    }
+
+    /// Nobody was drawn but what is to be kept, or all have been used since: any will do.
+    #[cold]
+    #[inline(never)]
+    fn any(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+        let from = self.draw(self.traces.lines()) * LINE;
         let found = self.occupied.at_or_after(SlotId::from_bits(from))?;
         if Some(found) != keep {
             return Some(found);
@@ -171,23 +203,19 @@ impl Policy for HitDensity {
     fn insert(&mut self, slot: SlotId, hash: SlotHash, weight: u64) {
         self.occupied.insert(slot);
         let length = self.occupied.len();
-        let before = self.clock.tick;
-        self.clock.advance(length);
-        let now = self.clock.tick;
-        if now != before {
-            self.sample.sweep(&self.learner, now);
+        if length != self.clock.length {
+            self.fit(length);
         }
-        self.sample.fit(length, self.learner.watched_by_shard());
+        if self.clock.advance() {
+            self.tick();
+        }
+        let now = self.clock.tick;
         let sampled = self.sample.contains(hash);
         if sampled {
             self.sample.back(hash, &self.learner, now);
         }
         let class = self.ghosts.take(hash, now).unwrap_or(Class::NEW);
         self.traces.insert(slot, Trace::new(now, sampled, class, Weight::of(weight)));
-        if now.wrapping_sub(self.next_step) as i32 >= 0 {
-            self.next_step = now.wrapping_add(self.learner.pace());
-            self.learner.step();
-        }
     }
 
     /// The tick: within one, the first hit says all.
@@ -251,5 +279,28 @@ impl Policy for HitDensity {
             len += 1;
         }
         assert_eq!(self.occupied.len(), len, "the policy knows slots that the shard does not");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_capacity_of_insertions_takes_its_ticks_in_shards_of_any_length() {
+        for length in [1, 63, 64, 65, 1000, 3_000_000, 20_000_000, 1 << 31] {
+            let mut clock = Clock::default();
+            clock.fit(length);
+            let insertions = length.max(Clock::LEAST) as u64;
+            let units = u64::from(clock.pace) * insertions;
+            let ticks = units as f64 / f64::from(Clock::UNITS);
+            assert!((ticks - f64::from(TICKS)).abs() < 2.0, "{ticks} of {length}");
+            let begun = (0..100).filter(|_| clock.advance()).count();
+            assert!(clock.tick as usize >= begun && clock.passed < Clock::UNITS);
+            assert_eq!(
+                u64::from(clock.tick) * u64::from(Clock::UNITS) + u64::from(clock.passed),
+                100 * u64::from(clock.pace)
+            );
+        }
     }
 }

@@ -8,10 +8,19 @@ use super::super::super::chunked::{Chunked, SlotId};
 /// Levels of 64 each: `64^6` is more than there are slots.
 const LEVELS: usize = 6;
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Occupied {
     levels: [Chunked<u64>; LEVELS],
     len: usize,
+    /// The slot that was left last, if nobody has come since: its bit is still set. Usually the next
+    /// to come takes it over, and the bits stay as they are.
+    left: SlotId,
+}
+
+impl Default for Occupied {
+    fn default() -> Self {
+        Self { levels: Default::default(), len: 0, left: SlotId::NONE }
+    }
 }
 
 impl Occupied {
@@ -23,6 +32,15 @@ impl Occupied {
     #[inline]
     pub(super) fn insert(&mut self, slot: SlotId) {
         self.len += 1;
+        if slot == self.left {
+            self.left = SlotId::NONE;
+        } else {
+            self.set(slot);
+        }
+    }
+
+    #[inline(never)]
+    fn set(&mut self, slot: SlotId) {
         let word = SlotId::from_bits(slot.bits() >> 6);
         // Most slots have been occupied before, and have occupied neighbours.
         if (word.bits() as usize) < self.levels[0].len() {
@@ -50,8 +68,17 @@ impl Occupied {
         }
     }
 
+    #[inline]
     pub(super) fn remove(&mut self, slot: SlotId) {
         self.len -= 1;
+        let before = std::mem::replace(&mut self.left, slot);
+        if before != SlotId::NONE {
+            self.clear(before);
+        }
+    }
+
+    #[inline(never)]
+    fn clear(&mut self, slot: SlotId) {
         let mut place = slot.bits();
         for level in &mut self.levels {
             let word = &mut level[SlotId::from_bits(place >> 6)];
@@ -64,12 +91,19 @@ impl Occupied {
     }
 
     pub(super) fn contains(&self, slot: SlotId) -> bool {
+        if slot == self.left {
+            return false;
+        }
         let word = self.levels[0].get(SlotId::from_bits(slot.bits() >> 6));
         word.is_some_and(|word| word >> (slot.bits() & 63) & 1 != 0)
     }
 
     /// The first occupied slot from `slot` on, and beyond the last the first of all.
-    pub(super) fn at_or_after(&self, slot: SlotId) -> Option<SlotId> {
+    pub(super) fn at_or_after(&mut self, slot: SlotId) -> Option<SlotId> {
+        let left = std::mem::replace(&mut self.left, SlotId::NONE);
+        if left != SlotId::NONE {
+            self.clear(left);
+        }
         self.from(slot.bits()).or_else(|| self.from(0))
     }
 
