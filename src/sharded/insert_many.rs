@@ -164,14 +164,17 @@ where
         // At once, and no more than is told of.
         self.group.reserve(self.entries.size_hint().0.min(GROUP));
         for (key, value) in self.entries.by_ref().take(GROUP) {
-            self.group.push(match self.cache.admit(&key, &value, self.terms) {
-                Ok((at, ticket)) => {
+            let (cache, time_to_live) = (self.cache, self.terms.time_to_live);
+            let at = cache.place(&key);
+            let ticket = cache.ticket(at, &key, &value, time_to_live);
+            self.group.push(match cache.admit(&ticket, time_to_live) {
+                Ok(()) => {
                     self.order.push(self.group.len() as u8);
                     Pending::Entry(at, Some(Newcomer { key, value, ticket }))
                 }
                 Err(kind) => {
                     let refused = InsertError::new(kind, key, value);
-                    self.cache.count_refusal(refused.key(), refused.error());
+                    cache.count_refusal(refused.key(), refused.error());
                     Pending::Refused(refused)
                 }
             });

@@ -31,7 +31,6 @@ use super::index::SlotHash;
 use super::policy::Leave;
 use super::shard::{Once, Patience, Shard};
 use super::table::{Entry, State, Table, Ticket, Verdict};
-use super::write::Terms;
 use super::{Place, RemovalCause, ShardedCache};
 
 /// Entries that leave under one lock hold at most.
@@ -88,28 +87,37 @@ where
     K: Hash + Eq,
     S: BuildHasher,
 {
-    /// Weighs and hashes an entry, and refuses what can never be stored.
-    #[inline]
-    pub(super) fn admit(
+    /// Weighs an entry that belongs at `at`, and takes the time.
+    #[inline(always)]
+    pub(super) fn ticket(
         &self,
+        at: Place<'_, K, V>,
         key: &K,
         value: &V,
-        terms: Terms,
-    ) -> Result<(Place<'_, K, V>, Ticket), ErrorKind> {
-        if let Some(ttl) = terms.time_to_live {
-            if ttl > Stamp::LONGEST {
-                return Err(ErrorKind::TtlTooLong { ttl, limit: Stamp::LONGEST });
-            }
+        time_to_live: Option<Duration>,
+    ) -> Ticket {
+        let life = if time_to_live.is_some() { Life::Own } else { Life::Default };
+        if life == Life::Own {
             self.may_expire.store(true, Relaxed);
         }
-        let at = self.place(key);
         let weight = self.config.weigher.as_ref().map_or(0, |weigh| weigh(key, value));
         let size = self.config.size.as_ref().map_or(weight, |size| size(key, value));
-        self.can_ever_fit(weight)?;
         let (now, written) = self.now_for_writing();
-        let span = self.span(terms.time_to_live, at.hash);
-        let life = if terms.time_to_live.is_some() { Life::Own } else { Life::Default };
-        Ok((at, Ticket { hash: at.hash, weight, size, span, life, now, written }))
+        let span = self.span(time_to_live, at.hash);
+        Ticket { hash: at.hash, weight, size, span, life, now, written }
+    }
+
+    /// Refuses what can never be stored.
+    #[inline(always)]
+    pub(super) fn admit(
+        &self,
+        ticket: &Ticket,
+        time_to_live: Option<Duration>,
+    ) -> Result<(), ErrorKind> {
+        if let Some(ttl) = time_to_live.filter(|ttl| *ttl > Stamp::LONGEST) {
+            return Err(ErrorKind::TtlTooLong { ttl, limit: Stamp::LONGEST });
+        }
+        self.can_ever_fit(ticket.weight)
     }
 
     /// How long an entry is kept: its own time-to-live, or the cache's as the jitter has it, and the

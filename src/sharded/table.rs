@@ -328,12 +328,11 @@ impl<K, V> Table<K, V> {
     pub(super) fn touch(&mut self, id: SlotId) {
         // Asked for anew: it may have changed under this lock hold.
         let mark = self.policy.mark();
-        let is_settled = match &mut self.slots[id] {
-            Slot::Occupied(entry) => *entry.settled.get_mut() == mark,
-            Slot::Vacant(_) => true,
-        };
-        if !is_settled {
-            self.policy.touch(id);
+        if let Slot::Occupied(entry) = &mut self.slots[id] {
+            let settled = entry.settled.get_mut();
+            if *settled != mark && self.policy.touch(id) == HitNote::Settled {
+                *settled = mark;
+            }
         }
         if let Some(sizes) = &mut self.sizes {
             sizes.touch(id);
@@ -400,11 +399,16 @@ impl<K, V> Table<K, V> {
 
     /// Exchanges the value of an entry and `value`, and gives it the weight and the time-to-live of
     /// the ticket. That counts as a use. Returns the old weight.
+    #[inline]
     pub(super) fn replace(&mut self, id: SlotId, value: &mut V, ticket: Ticket) -> u64 {
         let Ticket { hash, weight, size, span, life, now, written } = ticket;
-        self.touch(id);
         self.latest = self.latest.max(now);
+        let mark = self.policy.mark();
         let Slot::Occupied(entry) = &mut self.slots[id] else { return weight };
+        let settled = entry.settled.get_mut();
+        if *settled != mark && self.policy.touch(id) == HitNote::Settled {
+            *settled = mark;
+        }
         self.expiry.cancel(id, entry.expiry, hash);
         entry.expiry = self.latest.expiry(span);
         self.expiry.schedule(id, entry.expiry, life, hash);

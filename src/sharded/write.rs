@@ -212,10 +212,11 @@ where
         terms: Terms,
         patience: P,
     ) -> Result<(), InsertError<K, V>> {
-        let (at, ticket) = match self.admit(&key, &value, terms) {
-            Ok(admitted) => admitted,
-            Err(kind) => return Err(InsertError::new(kind, key, value)),
-        };
+        let at = self.place(&key);
+        let ticket = self.ticket(at, &key, &value, terms.time_to_live);
+        if let Err(kind) = self.admit(&ticket, terms.time_to_live) {
+            return Err(InsertError::new(kind, key, value));
+        }
         let (mut new, mut gone) = (Some((key, value)), None);
         let put = self.put_at_once(at, &mut new, ticket, terms.epoch, &mut gone, patience);
         if put != AtOnce::Left && self.config.listener.is_none() {

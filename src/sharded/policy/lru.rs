@@ -86,8 +86,9 @@ impl Policy for Lru {
         }
     }
 
-    fn touch(&mut self, slot: SlotId) {
+    fn touch(&mut self, slot: SlotId) -> HitNote {
         self.order.move_to_front(&mut self.links, slot);
+        HitNote::Taken
     }
 
     fn settle(&mut self, mut also: impl FnMut(SlotId)) {

@@ -106,8 +106,9 @@ pub(super) trait Policy {
     /// The entry in `slot` was read. Under the *read* lock: relaxed atomics only.
     fn hit(&self, slot: SlotId) -> HitNote;
 
-    /// The entry in `slot` was read or its value replaced; under the write lock.
-    fn touch(&mut self, slot: SlotId);
+    /// The entry in `slot` was read or its value replaced; under the write lock. Never
+    /// [`HitNote::Full`].
+    fn touch(&mut self, slot: SlotId) -> HitNote;
 
     /// Brings in order what hits have left to do; a bounded amount. `also` is called with every
     /// slot that was hit, in the order of the hits. Called before anything else under the write
@@ -184,8 +185,8 @@ impl Policy for AnyPolicy {
         each!(self, policy => policy.hit(slot))
     }
 
-    fn touch(&mut self, slot: SlotId) {
-        each!(self, policy => policy.touch(slot));
+    fn touch(&mut self, slot: SlotId) -> HitNote {
+        each!(self, policy => policy.touch(slot))
     }
 
     fn settle(&mut self, also: impl FnMut(SlotId)) {

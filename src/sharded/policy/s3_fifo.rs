@@ -85,8 +85,8 @@ impl Policy for S3Fifo {
         HitNote::Settled
     }
 
-    fn touch(&mut self, slot: SlotId) {
-        self.hit(slot);
+    fn touch(&mut self, slot: SlotId) -> HitNote {
+        self.hit(slot)
     }
 
     fn settle(&mut self, _: impl FnMut(SlotId)) {}

@@ -239,8 +239,8 @@ impl Policy for HitDensity {
         HitNote::Settled
     }
 
-    fn touch(&mut self, slot: SlotId) {
-        self.hit(slot);
+    fn touch(&mut self, slot: SlotId) -> HitNote {
+        self.hit(slot)
     }
 
     fn weigh(&mut self, slot: SlotId, weight: u64) {
