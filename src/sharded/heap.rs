@@ -199,7 +199,9 @@ mod tests {
 
     use super::*;
 
-    const STEPS: usize = if cfg!(miri) { 300 } else { 50_000 };
+    const STEPS: usize = if cfg!(miri) { 200 } else { 50_000 };
+    /// More than a segment.
+    const SLOTS: u32 = if cfg!(miri) { 60 } else { 3000 };
 
     fn slot(bits: u32) -> SlotId {
         SlotId::from_bits(bits)
@@ -253,10 +255,10 @@ mod tests {
         // Of few moments most are equal, of many none.
         for moments in [1, 3, 1000, u32::MAX] {
             let (mut modelled, mut state) = (Modelled::default(), u64::from(moments));
-            // Every half a thousand steps from growing to shrinking and back.
+            // Five times growing and shrinking.
             for step in 0..STEPS {
-                let id = slot(random(&mut state) % 3000);
-                let grows = step / 500 % 2 == 0;
+                let id = slot(random(&mut state) % SLOTS);
+                let grows = step / (STEPS / 10) % 2 == 0;
                 match random(&mut state) % 4 {
                     0 => modelled.remove(id),
                     1 if !grows => {
