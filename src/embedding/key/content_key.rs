@@ -8,9 +8,9 @@ use std::sync::Arc;
 use crate::error::{CacheError, ErrorKind};
 
 use super::form::Form;
-use super::hex;
 use super::names::{ModelName, TenantName};
 use super::spec::KeySpec;
+use super::{halves, hex};
 
 /// What an embedding was computed from, in 32 bytes: no heap, copied like a number.
 ///
@@ -125,12 +125,14 @@ impl ContentKey {
     }
 }
 
-/// One write of all 32 bytes. None is left out, although those of a digest are random: keys may come
-/// from outside, and only the keyed hash over all of them resists chosen ones.
+/// All 32 bytes. None is left out, although those of a digest are random: keys may come from outside,
+/// and only the keyed hash over all of them resists chosen ones.
 impl Hash for ContentKey {
     #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write(&self.0);
+        let [first, second] = halves(&self.0);
+        state.write_u128(first);
+        state.write_u128(second);
     }
 }
 

@@ -9,28 +9,111 @@
 //! looks through them in the same order, and who finds no name of their own takes the first empty
 //! slot. So two keys that are equal are always stored in the same form.
 
+use std::num::NonZeroU32;
 use std::sync::OnceLock;
+
+use wide::u8x16;
 
 /// So many names have a number: looking through more would cost more than it saves. Who fills them
 /// with names that nobody uses makes keys of other models as slow as they would be without.
 const MOST: usize = 64;
 
-/// Longer names have no number, so that what is kept for ever is 16 KB at most.
+/// Longer names have no number, so that what is kept for ever is 20 KB at most.
 const LONGEST: usize = 256;
 
-static NAMES: [OnceLock<Box<str>>; MOST] = [const { OnceLock::new() }; MOST];
+static NAMES: [OnceLock<Known>; MOST] = [const { OnceLock::new() }; MOST];
+
+/// A name that has a number.
+#[derive(Debug)]
+struct Known {
+    /// Here and not behind the pointer, so that most names are compared without a visit there.
+    ends: Ends,
+    name: Box<str>,
+}
+
+impl Known {
+    /// Whether this is `name`, whose ends are `ends`.
+    // In line throughout, where `==` of the names would call the C library: for so few bytes the call
+    // costs more than the comparison.
+    #[inline(always)]
+    fn is(&self, name: &str, ends: &Ends) -> bool {
+        self.name.len() == name.len()
+            && self.ends.are(ends)
+            && (name.len() <= 2 * END || middle(&self.name).eq(middle(name)))
+    }
+}
+
+/// So many bytes at either end of a name are compared first.
+const END: usize = 16;
+
+/// The first and the last [`END`] bytes of a name, which may overlap; of a shorter one as many as
+/// both ends have room for, and zeros. Two names of one length, up to twice `END`, are equal if these
+/// are.
+#[derive(Debug, Clone, Copy)]
+struct Ends(u8x16, u8x16);
+
+impl Ends {
+    fn of(name: &[u8]) -> Self {
+        let longest = Self::overlapping::<END>(name).or_else(|| Self::overlapping::<8>(name));
+        longest.or_else(|| Self::overlapping::<4>(name)).unwrap_or_else(|| match *name {
+            [a, b, c] => Self::padded([a, b, c], []),
+            [a, b] => Self::padded([a, b], []),
+            [a] => Self::padded([a], []),
+            _ => Self::padded([], []),
+        })
+    }
+
+    /// Of a name of at least `N` bytes, the first `N` and the last.
+    #[inline(always)]
+    fn overlapping<const N: usize>(name: &[u8]) -> Option<Self> {
+        Some(Self::padded::<N, N>(*name.first_chunk()?, *name.last_chunk()?))
+    }
+
+    #[inline(always)]
+    fn padded<const N: usize, const M: usize>(first: [u8; N], last: [u8; M]) -> Self {
+        let (mut ends, lanes) = ([[0; END]; 2], u8x16::new);
+        ends[0][..N].copy_from_slice(&first);
+        ends[1][..M].copy_from_slice(&last);
+        Self(lanes(ends[0]), lanes(ends[1]))
+    }
+
+    #[inline(always)]
+    fn are(&self, others: &Self) -> bool {
+        (self.0.simd_eq(others.0) & self.1.simd_eq(others.1)).all()
+    }
+}
+
+/// What is between the ends of a name, and perhaps some of the last one.
+#[inline(always)]
+fn middle(name: &str) -> impl Iterator<Item = &[u8; END]> {
+    name.as_bytes().as_chunks().0.iter().skip(1)
+}
 
 /// The number of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Model(u32);
+pub(super) struct Model(NonZeroU32);
 
 impl Model {
     /// The number of `name`, which gets one if there is one left.
-    #[inline]
+    #[inline(always)]
     pub(super) fn named(name: &str) -> Option<Self> {
+        match Ends::overlapping::<END>(name.as_bytes()) {
+            Some(ends) => Self::with_ends(name, ends),
+            None => Self::named_in_short(name),
+        }
+    }
+
+    // Never: the ends of longer names would have to meet these in memory.
+    #[inline(never)]
+    fn named_in_short(name: &str) -> Option<Self> {
+        Self::with_ends(name, Ends::of(name.as_bytes()))
+    }
+
+    #[inline(always)]
+    fn with_ends(name: &str, ends: Ends) -> Option<Self> {
         for (number, known) in NAMES.iter().enumerate() {
             match known.get() {
-                Some(known) if **known == *name => return Some(Self(number as u32)),
+                Some(known) if known.is(name, &ends) => return Self::at(number),
                 Some(_) => {}
                 None => return Self::enter(name),
             }
@@ -45,15 +128,23 @@ impl Model {
             return None;
         }
         // From the start: the first empty slot may be taken by another thread, with this name.
-        let number = NAMES.iter().position(|known| **known.get_or_init(|| name.into()) == *name);
-        number.map(|number| Self(number as u32))
+        let known = || Known { ends: Ends::of(name.as_bytes()), name: name.into() };
+        let number = NAMES.iter().position(|other| *other.get_or_init(known).name == *name);
+        number.and_then(Self::at)
+    }
+
+    /// The model whose name is at `index`: numbers begin with 1.
+    #[inline(always)]
+    fn at(index: usize) -> Option<Self> {
+        NonZeroU32::new(index as u32 + 1).map(Self)
     }
 
     pub(super) fn name(self) -> &'static str {
-        NAMES.get(self.0 as usize).and_then(OnceLock::get).map_or("", |name| name)
+        let known = NAMES.get(self.0.get() as usize - 1).and_then(OnceLock::get);
+        known.map_or("", |known| &known.name)
     }
 
-    pub(super) fn number(self) -> u32 {
+    pub(super) fn number(self) -> NonZeroU32 {
         self.0
     }
 }
@@ -82,5 +173,21 @@ mod tests {
             assert!(model.is_none_or(|model| model.name() == name));
         }
         assert_eq!(Model::named(&"x".repeat(LONGEST + 1)), None);
+    }
+
+    #[test]
+    fn names_are_the_same_only_if_every_byte_is() {
+        let lengths = if cfg!(miri) { &[3, 5, 17, 49][..] } else { &Vec::from_iter(0..100) };
+        for &length in lengths {
+            let name = "x".repeat(length);
+            let known = Known { ends: Ends::of(name.as_bytes()), name: name.clone().into() };
+            let is = |name: &str| known.is(name, &Ends::of(name.as_bytes()));
+            assert!(is(&name));
+            assert!(!is(&format!("{name}x")) && !is(&format!("{name}\0")));
+            for at in 0..length {
+                let other = format!("{}y{}", &name[..at], &name[at + 1..]);
+                assert!(!is(&other) && !is(&name[..at]), "byte {at} of {length}");
+            }
+        }
     }
 }

@@ -16,7 +16,7 @@ use crate::error::{CacheError, ErrorKind};
 
 use super::models::Model;
 use super::names::{ModelName, TenantName};
-use super::{CacheKey, hex};
+use super::{CacheKey, halves, hex};
 
 /// The lengths of a key's texts: 32 bits for the content hash, 31 for the model version, one for
 /// whether a chunk follows. With the length of all three together they frame the texts, so keys
@@ -61,7 +61,7 @@ struct Compact {
 impl Compact {
     /// `None` if the key is another: not 64 lower-case digits, with a chunk, or of a model without
     /// a number.
-    #[inline]
+    #[inline(always)]
     fn of(key: &CacheKey) -> Option<Self> {
         let digits: &[u8; 64] = key.content_hash.as_bytes().try_into().ok()?;
         if key.chunk_id.is_some() {
@@ -73,10 +73,18 @@ impl Compact {
 }
 
 impl Hash for Compact {
+    /// The whole digest, as that of a [`ContentKey`](super::ContentKey) is, and in it the number of the
+    /// model, which spares a round for it. Times a constant, so that digests that are consecutive
+    /// numbers do not meet. To a digest of one model there is then one of each other model, no more,
+    /// that has the same hash: who can choose digests comes to as many such keys as there are numbers,
+    /// 64, and for more has to break the hash function.
     #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write(&self.digest);
-        state.write_u32(self.model.number());
+        let [first, second] = halves(&self.digest);
+        // No overflow, as numbers are below 2^32.
+        let model = u64::from(self.model.number().get()) * 0x7FEB_352D;
+        state.write_u128(first);
+        state.write_u128(second ^ u128::from(model));
     }
 }
 
@@ -89,7 +97,23 @@ struct Texts<'a> {
     chunk: &'a [u8],
 }
 
-impl Texts<'_> {
+impl<'a> Texts<'a> {
+    fn of(key: &'a CacheKey) -> Self {
+        Self {
+            frame: Frame::of(key),
+            content: key.content_hash.as_bytes(),
+            model: key.model_version.as_bytes(),
+            chunk: key.chunk_id.as_deref().unwrap_or_default().as_bytes(),
+        }
+    }
+
+    // Never, as `Block::is_of`: the way of the usual keys is to be short, and in line.
+    #[cold]
+    #[inline(never)]
+    fn hash_of<H: Hasher>(key: &'a CacheKey, state: &mut H) {
+        Self::of(key).hash(state);
+    }
+
     fn len(&self) -> usize {
         self.content.len().saturating_add(self.model.len()).saturating_add(self.chunk.len())
     }
@@ -108,35 +132,25 @@ impl Hash for Texts<'_> {
 
 /// A looked-up key, borrowed: lets a lookup find a [`StoredKey`] without allocating one.
 #[derive(Debug)]
-pub struct Probe<'a>(Form<'a>);
-
-#[derive(Debug)]
-enum Form<'a> {
-    Compact(Compact),
-    Texts(Texts<'a>),
+pub struct Probe<'a> {
+    /// `None` if the key is stored as its texts.
+    compact: Option<Compact>,
+    key: &'a CacheKey,
 }
 
 impl<'a> From<&'a CacheKey> for Probe<'a> {
-    #[inline]
+    #[inline(always)]
     fn from(key: &'a CacheKey) -> Self {
-        Self(match Compact::of(key) {
-            Some(compact) => Form::Compact(compact),
-            None => Form::Texts(Texts {
-                frame: Frame::of(key),
-                content: key.content_hash.as_bytes(),
-                model: key.model_version.as_bytes(),
-                chunk: key.chunk_id.as_deref().unwrap_or_default().as_bytes(),
-            }),
-        })
+        Self { compact: Compact::of(key), key }
     }
 }
 
 impl Hash for Probe<'_> {
     #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
-        match &self.0 {
-            Form::Compact(compact) => compact.hash(state),
-            Form::Texts(texts) => texts.hash(state),
+        match &self.compact {
+            Some(compact) => compact.hash(state),
+            None => Texts::hash_of(self.key, state),
         }
     }
 }
@@ -144,9 +158,9 @@ impl Hash for Probe<'_> {
 impl Equivalent<StoredKey> for Probe<'_> {
     #[inline]
     fn equivalent(&self, stored: &StoredKey) -> bool {
-        match (&self.0, &stored.0) {
-            (Form::Compact(probe), Stored::Compact(stored)) => probe == stored,
-            (Form::Texts(probe), Stored::Texts(stored)) => stored.is(probe),
+        match (&self.compact, &stored.0) {
+            (Some(probe), Stored::Compact(stored)) => probe == stored,
+            (None, Stored::Texts(stored)) => stored.is_of(self.key),
             _ => false,
         }
     }
@@ -177,7 +191,10 @@ impl Block {
         Texts { frame: self.frame, content, model, chunk }
     }
 
-    fn is(&self, probe: &Texts<'_>) -> bool {
+    #[cold]
+    #[inline(never)]
+    fn is_of(&self, key: &CacheKey) -> bool {
+        let probe = Texts::of(key);
         // The lengths stand in the slot, the bytes do not: lengths first.
         if self.frame != probe.frame || self.text.len() != probe.len() {
             return false;
@@ -196,10 +213,10 @@ impl StoredKey {
     ///
     /// The texts are longer than [`Self::LIMIT`] bytes together.
     pub(super) fn new(key: &CacheKey) -> Result<Self, CacheError> {
-        let texts = match Probe::from(key).0 {
-            Form::Compact(compact) => return Ok(Self(Stored::Compact(compact))),
-            Form::Texts(texts) => texts,
-        };
+        if let Some(compact) = Compact::of(key) {
+            return Ok(Self(Stored::Compact(compact)));
+        }
+        let texts = Texts::of(key);
         let bytes = texts.len();
         if bytes > Self::LIMIT {
             return Err(ErrorKind::KeyTooLong { bytes, limit: Self::LIMIT }.into());
@@ -296,6 +313,20 @@ mod tests {
                     let (a, b) = (Probe::from(&a), Probe::from(&b));
                     assert_ne!(hasher.hash_one(a), hasher.hash_one(b));
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn digests_that_are_consecutive_numbers_hash_apart_for_every_model() {
+        let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
+        let (numbers, models) = if cfg!(miri) { (8, 2) } else { (4096, 8) };
+        let mut hashes = std::collections::HashSet::new();
+        for (number, model) in (0..numbers).flat_map(|n| (0..models).map(move |m| (n, m))) {
+            // Counted at either end of the digest.
+            for digest in [format!("{number:064x}"), format!("{number:08x}{:056x}", u64::MAX)] {
+                let key = CacheKey::new(digest, format!("model {model}"));
+                assert!(hashes.insert(hasher.hash_one(Probe::from(&key))), "{key}");
             }
         }
     }
