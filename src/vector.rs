@@ -81,13 +81,15 @@ impl EmbeddingVector {
     /// The first component that is NaN or infinite, with its place.
     pub(crate) fn first_non_finite(&self) -> Option<(usize, f32)> {
         // A sum is finite only if all its terms are, so mostly one addition for four components tells
-        // all: every put reads its whole vector for this. Sums apart, so that they need not wait for
-        // each other. Where finite terms overflow their sum, the second look finds nothing.
-        let (chunks, rest) = self.0.as_chunks::<16>();
-        let add = |sums: [f32; 16], chunk: &[f32; 16]| -> [f32; 16] {
+        // all: every put reads its whole vector for this. As many sums as there are registers for, so
+        // that an addition need not wait for the one before. Where finite terms overflow their sum,
+        // the second look finds nothing.
+        const SUMS: usize = 32;
+        let (chunks, rest) = self.0.as_chunks::<SUMS>();
+        let add = |sums: [f32; SUMS], chunk: &[f32; SUMS]| -> [f32; SUMS] {
             std::array::from_fn(|lane| sums[lane] + chunk[lane])
         };
-        let sums = chunks.iter().fold([0.0; 16], add);
+        let sums = chunks.iter().fold([0.0; SUMS], add);
         if sums.iter().chain(rest).all(|x| x.is_finite()) {
             return None;
         }

@@ -237,7 +237,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let Inner { core, waiters, .. } = &*self.inner;
         let mut entry = Some(self.admit(key, vector)?);
         let mut contended = 0;
-        let attempt = |slice| {
+        let mut attempt = |slice| {
             let (stored, vector) = entry.take()?;
             let refused = match core.insert_slice(stored, vector, terms, slice) {
                 Ok(()) => return Some(Ok(())),
@@ -251,7 +251,11 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             }
             Some(Err(refused))
         };
-        let outcome = waiters.until(limit, attempt).await;
+        // Nearly always the lock is free: then no second future need be set up.
+        let outcome = match attempt(Duration::ZERO) {
+            None => waiters.until(limit, attempt).await,
+            done => done,
+        };
         let error = match (outcome, entry) {
             (Some(Ok(())), _) => return Ok(()),
             (Some(Err(refused)), _) => give_back(refused),

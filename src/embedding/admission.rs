@@ -34,11 +34,12 @@ impl Admission {
             }
             _ => {}
         }
+        if self.allow_non_finite {
+            return Ok(());
+        }
         match vector.first_non_finite() {
-            Some((index, value)) if !self.allow_non_finite => {
-                Err(ErrorKind::NonFinite { index, dimensions: found, value })
-            }
-            _ => Ok(()),
+            Some((index, value)) => Err(ErrorKind::NonFinite { index, dimensions: found, value }),
+            None => Ok(()),
         }
     }
 }

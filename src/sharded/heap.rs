@@ -258,7 +258,7 @@ mod tests {
             // Five times growing and shrinking.
             for step in 0..STEPS {
                 let id = slot(random(&mut state) % SLOTS);
-                let grows = step / (STEPS / 10) % 2 == 0;
+                let grows = (step / (STEPS / 10)).is_multiple_of(2);
                 match random(&mut state) % 4 {
                     0 => modelled.remove(id),
                     1 if !grows => {
