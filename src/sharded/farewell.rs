@@ -8,6 +8,7 @@ use smallvec::SmallVec;
 
 use super::RemovalCause;
 use super::builder::Listener;
+use super::put::BITE;
 use super::table::Table;
 
 /// What has left a shard under one lock hold. Usually one entry.
@@ -18,11 +19,6 @@ pub(super) struct Gone<K, V> {
 }
 
 impl<K, V> Gone<K, V> {
-    /// Nothing yet.
-    pub(super) fn new() -> Self {
-        Self { entries: SmallVec::new(), outdated: None }
-    }
-
     /// Adds one entry.
     pub(super) fn push(&mut self, entry: (K, V, RemovalCause)) {
         self.entries.push(entry);
@@ -56,9 +52,20 @@ pub(super) struct Leaving<'f, 'a, K, V> {
     pub(super) gone: Gone<K, V>,
 }
 
+impl<'f, 'a, K, V> Leaving<'f, 'a, K, V> {
+    /// Nothing yet.
+    pub(super) fn new(farewell: &'f mut Farewell<'a, K, V>) -> Self {
+        let entries = std::mem::take(&mut farewell.room);
+        Self { farewell, gone: Gone { entries, outdated: None } }
+    }
+}
+
 impl<K, V> Drop for Leaving<'_, '_, K, V> {
     fn drop(&mut self) {
         self.farewell.say(&self.gone);
+        let mut room = std::mem::take(&mut self.gone.entries);
+        room.clear();
+        self.farewell.room = room;
     }
 }
 
@@ -69,11 +76,20 @@ impl<K, V> Drop for Leaving<'_, '_, K, V> {
 pub(crate) struct Farewell<'a, K, V> {
     listener: Option<&'a Listener<K, V>>,
     panic: Option<Box<dyn Any + Send>>,
+    /// Empty, and used for each lock hold anew.
+    room: SmallVec<[(K, V, RemovalCause); 1]>,
 }
 
 impl<'a, K, V> Farewell<'a, K, V> {
     pub(super) fn new(listener: Option<&'a Listener<K, V>>) -> Self {
-        Self { listener, panic: None }
+        Self { listener, panic: None, room: SmallVec::new() }
+    }
+
+    /// The same for an operation that takes entries out by the bite: makes room for one now, as the
+    /// allocator takes its time at times, and under a lock it would be that of others too.
+    pub(super) fn in_bites(mut self) -> Self {
+        self.room.reserve(BITE);
+        self
     }
 
     /// Tells the listener of one that has left.

@@ -164,7 +164,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
         farewell: &mut Farewell<'_, K, V>,
         change: impl FnOnce(&mut Table<K, V>, &mut Gone<K, V>) -> R,
     ) -> Option<R> {
-        let mut leaving = Leaving { farewell, gone: Gone::new() };
+        let mut leaving = Leaving::new(farewell);
         let gone = &mut leaving.gone;
         shard.write(patience, |table| {
             // Acquire: see the head of this file, case 4.

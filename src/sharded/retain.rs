@@ -42,7 +42,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
 
     /// Starts a [`retain`](Self::retain) that the caller takes step by step.
     pub(crate) fn start_retain<F: FnMut(&K, &V) -> bool>(&self, keep: F) -> Retain<'_, K, V, S, F> {
-        let (now, farewell) = (self.now_for_reading(), self.farewell());
+        let (now, farewell) = (self.now_for_reading(), self.farewell().in_bites());
         Retain { cache: self, keep, now, farewell, shard: 0, from: 0, slots: None }
     }
 }

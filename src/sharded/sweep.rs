@@ -47,7 +47,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
 
     /// Starts a [`cleanup_expired`](Self::cleanup_expired) that the caller takes step by step.
     pub(crate) fn start_cleanup(&self) -> Cleanup<'_, K, V, S> {
-        let (now, farewell) = (self.config.time.now(), self.farewell());
+        let (now, farewell) = (self.config.time.now(), self.farewell().in_bites());
         Cleanup { cache: self, now, farewell, shard: 0, bites: None }
     }
 
@@ -163,7 +163,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
         // Every put that may still go by the old limit is under the lock of its shard: once that
         // lock was had here, it has either reserved its room, which is counted, or will see the new
         // limit.
-        let mut farewell = self.farewell();
+        let mut farewell = self.farewell().in_bites();
         for shard in &self.shards {
             self.change(shard, Unlimited, &mut farewell, |_, _| ());
         }
@@ -223,6 +223,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// [`BITE`] under one read lock. `None` at the end.
     fn next_bite<T>(&self, at: &mut Cursor, what: impl Fn(&K, &V) -> T) -> Option<Vec<T>> {
         let now = self.now_for_reading();
+        // Before the lock: the allocator takes its time at times.
+        let mut bite = Vec::with_capacity(BITE);
         loop {
             let shard: &Shard<K, V> = self.shards.get(at.shard)?;
             let table = shard.read(Unlimited)?;
@@ -232,11 +234,10 @@ impl<K, V, S> ShardedCache<K, V, S> {
             }
             let slots = *at.slots.get_or_insert(table.slots());
             let until = (at.slot + BITE).min(slots);
-            let bite: Vec<T> = (at.slot..until)
+            let entries = (at.slot..until)
                 .filter_map(|place| table.entry_at(place))
-                .filter(|&(id, entry)| table.state(id, entry, now) == State::Fresh)
-                .map(|(_, entry)| what(&entry.key, &entry.value))
-                .collect();
+                .filter(|&(id, entry)| table.state(id, entry, now) == State::Fresh);
+            bite.extend(entries.map(|(_, entry)| what(&entry.key, &entry.value)));
             *at = if until < slots {
                 Cursor { slot: until, ..*at }
             } else {
