@@ -100,6 +100,12 @@ impl Stamp {
         Self(self.0.saturating_add(by.0).min(u64::MAX - 1))
     }
 
+    /// The moment `by` earlier: undoes [`plus`](Self::plus), but where that came to the end of time.
+    #[inline]
+    pub(super) fn minus(self, by: Grace) -> Self {
+        Self(self.0.saturating_sub(by.0))
+    }
+
     /// How long an entry with this expiry will still be served; `None` for one that never expires.
     pub(super) fn life_left(self, now: Self) -> Option<Duration> {
         // The expiry is the first nanosecond after its life.

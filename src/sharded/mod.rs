@@ -139,6 +139,8 @@ pub struct EntryInfo {
 /// ```
 pub struct ShardedCache<K, V, S = DefaultHashBuilder> {
     shards: Box<[Shard<K, V>]>,
+    /// One less than there are shards, which are a power of two.
+    mask: usize,
     tally: Tally,
     hasher: S,
     budget: Budget,
@@ -211,6 +213,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
         debug_assert!(shards.is_power_of_two());
         Self {
             shards: (0..shards).map(|_| Shard::new(&config.plan)).collect(),
+            mask: shards - 1,
             tally: Tally::new(shards),
             hasher,
             budget: Budget::new(Amount { entries: max_entries as u64, weight: max_weight }),
@@ -326,24 +329,16 @@ impl<K, V, S> ShardedCache<K, V, S> {
         self.config.time.coarse().max(Stamp::from_nanos(1))
     }
 
-    /// The [moment for a read](Self::now_for_reading), and the expiry beyond which entries are fresh
-    /// then, whatever else there is to know of them: a shorter question than
-    /// [`Table::state`](table::Table::state).
+    /// The expiry beyond which an entry is fresh at the [moment for a read](Self::now_for_reading),
+    /// unless it is idle.
     #[inline]
-    fn moments_for_reading(&self) -> (Stamp, Stamp) {
-        // One branch, and where nothing can expire nothing to keep at hand but zeros.
-        if !self.may_expire.load(Relaxed) {
-            return (Stamp::ZERO, Stamp::ZERO);
+    fn fresh_beyond_for_reading(&self) -> Stamp {
+        // One branch, and where nothing can expire nothing to keep at hand but zero.
+        if self.may_expire.load(Relaxed) {
+            self.now_for_reading().plus(self.config.plan.grace)
+        } else {
+            Stamp::ZERO
         }
-        let now = self.now_for_reading();
-        (now, self.fresh_beyond(now))
-    }
-
-    /// As [`moments_for_reading`](Self::moments_for_reading), at a moment other than zero.
-    #[inline]
-    fn fresh_beyond(&self, now: Stamp) -> Stamp {
-        let plan = &self.config.plan;
-        if plan.time_to_idle.is_some() { Stamp::NEVER } else { now.plus(plan.grace) }
     }
 
     /// For what leaves in one operation.
@@ -384,7 +379,7 @@ impl<K: Hash + Eq, V, S: BuildHasher> ShardedCache<K, V, S> {
     #[inline(always)]
     fn place<Q: Hash + ?Sized>(&self, key: &Q) -> Place<'_, K, V> {
         let hash = self.hasher.hash_one(key);
-        let number = (hash >> 32) as usize & (self.shards.len() - 1);
+        let number = (hash >> 32) as usize & self.mask;
         Place { shard: &self.shards[number], number, hash: SlotHash(hash as u32) }
     }
 }

@@ -43,7 +43,7 @@ const WAITS: u32 = 24;
 pub(super) struct Put<'a, K, V> {
     pub(super) at: Place<'a, K, V>,
     now: Stamp,
-    /// See [`Terms::epoch`].
+    /// See [`Terms::epoch`](super::write::Terms::epoch).
     epoch: Option<u64>,
     pub(super) reservation: Reservation<'a>,
     /// Whether shards that hold less than their share must give as well.
@@ -156,7 +156,6 @@ where
         patience: P,
     ) -> AtOnce {
         let Ticket { weight, now, .. } = ticket;
-        let fresh_beyond = self.fresh_beyond(now);
         let put = at.shard.write(patience, |table| {
             let Some((key, value)) = new else { return AtOnce::Left };
             // Acquire: see the head of `invalidate.rs`, case 4.
@@ -167,7 +166,7 @@ where
             let counters = &at.shard.counters;
             let (mut reservation, need) = (Reservation::new(&self.budget), Amount::one(weight));
             if let Some((id, entry)) = table.find(ticket.hash, key) {
-                if entry.expiry > fresh_beyond || table.state(id, entry, now) != State::Dead {
+                if table.state(id, entry, now) != State::Dead {
                     if weight > entry.weight {
                         return AtOnce::Left;
                     }

@@ -165,7 +165,7 @@ where
         Q: Hash + Equivalent<K> + ?Sized,
         P: Patience,
     {
-        let (now, fresh_beyond) = self.moments_for_reading();
+        let fresh_beyond = self.fresh_beyond_for_reading();
         let at = self.place(key);
         let table = at.shard.read(patience)?;
         let Some((id, entry)) = self.find(&table, at.hash, key) else {
@@ -182,6 +182,7 @@ where
             self.tally.count(at.number, Outcome::Hit);
             return Some(Some(value));
         }
+        let now = fresh_beyond.minus(self.config.plan.grace);
         match table.state(id, entry, now) {
             State::Fresh => {
                 let value = entry.value.clone();

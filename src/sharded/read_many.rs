@@ -97,7 +97,7 @@ where
         Q: Hash + Equivalent<K> + ?Sized + 'q,
         P: Patience,
     {
-        let moments = self.moments_for_reading();
+        let fresh_beyond = self.fresh_beyond_for_reading();
         let mut seats: SmallVec<[Seat<'_, K, V>; GROUP]> =
             keys.clone().map(|key| Seat::at(self.place(key))).collect();
         debug_assert!(seats.len() <= GROUP, "a group of {}", seats.len());
@@ -112,7 +112,8 @@ where
         }
         let mut noted: SmallVec<[Noted; GROUP]> =
             SmallVec::from_elem(Noted::default(), numbers.len());
-        let (mut answers, left) = self.look_up(&guards, &seats, keys.clone(), moments, &mut noted);
+        let (mut answers, left) =
+            self.look_up(&guards, &seats, keys.clone(), fresh_beyond, &mut noted);
         drop(guards);
 
         for (&number, noted) in numbers.iter().zip(&noted) {
@@ -123,7 +124,8 @@ where
             }
         }
         if left != Left::default() {
-            self.finish(keys, &seats, moments.0, left, &mut answers, patience);
+            let now = fresh_beyond.minus(self.config.plan.grace);
+            self.finish(keys, &seats, now, left, &mut answers, patience);
         }
         answers.into_iter().for_each(&mut push);
         true
@@ -136,7 +138,7 @@ where
         guards: &[impl Deref<Target = Table<K, V>>],
         seats: &[Seat<'_, K, V>],
         keys: impl Keys<'q, Q>,
-        (now, fresh_beyond): (Stamp, Stamp),
+        fresh_beyond: Stamp,
         noted: &mut [Noted],
     ) -> (SmallVec<[Option<V>; GROUP]>, Left)
     where
@@ -160,6 +162,7 @@ where
         let slots = looks.iter().filter_map(|look| look.likely);
         black_box(slots.fold(0, |sum, (_, slot)| sum ^ slot.touch()));
 
+        let now = fresh_beyond.minus(self.config.plan.grace);
         let mut left = Left::default();
         for (place, ((look, seat), key)) in looks.iter_mut().zip(seats).zip(keys).enumerate() {
             let noted = &mut noted[usize::from(seat.rank)];

@@ -132,7 +132,7 @@ pub(super) struct Table<K, V> {
     /// Which generation of the cache this table belongs to; see `invalidate.rs`.
     generation: u64,
     /// The [`mark`](Policy::mark) of the policy. Here, so that it is found without asking which
-    /// policy it is.
+    /// policy it is. None where entries may be idle for too long, as then every hit is to be noted.
     mark: u32,
     /// The first vacant slot, or `NONE`.
     vacant: SlotId,
@@ -297,7 +297,7 @@ impl<K, V> Table<K, V> {
         }
     }
 
-    /// Whether the policy has nothing to learn from a hit of this entry.
+    /// Whether nobody has anything to learn from a hit of this entry.
     #[inline(always)]
     pub(super) fn is_settled(&self, entry: &Entry<K, V>) -> bool {
         // Relaxed, as all that hits note: only the mark itself is compared. It cannot be that of an
@@ -313,7 +313,7 @@ impl<K, V> Table<K, V> {
             return HitNote::Taken;
         }
         let note = self.policy.hit(id);
-        if note == HitNote::Settled {
+        if note == HitNote::Settled && self.mark != NO_MARK {
             entry.settled.store(self.mark, Relaxed);
         }
         note
@@ -354,7 +354,7 @@ impl<K, V> Table<K, V> {
 
     /// Last of all under every write lock.
     pub(super) fn unsettle(&mut self) {
-        self.mark = self.policy.mark();
+        self.mark = if self.idle.is_some() { NO_MARK } else { self.policy.mark() };
     }
 
     /// Whether no slot is left for another entry: four billion entries in one shard.
