@@ -7,6 +7,7 @@ use std::time::Duration;
 use equivalent::Equivalent;
 
 use crate::error::{CacheError, ErrorKind};
+use crate::sync::atomic::Ordering::Relaxed;
 
 use super::chunked::SlotId;
 use super::clock::Stamp;
@@ -165,7 +166,20 @@ where
         Q: Hash + Equivalent<K> + ?Sized,
         P: Patience,
     {
-        let fresh_beyond = self.fresh_beyond_for_reading();
+        // Twice, so that where nothing can expire a hit asks for no time and has none to keep at hand.
+        if self.may_expire.load(Relaxed) {
+            self.get_at(key, patience, self.fresh_beyond_for_reading())
+        } else {
+            self.get_at(key, patience, Stamp::ZERO)
+        }
+    }
+
+    #[inline(always)]
+    fn get_at<Q, P>(&self, key: &Q, patience: P, fresh_beyond: Stamp) -> Option<Option<V>>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+        P: Patience,
+    {
         let at = self.place(key);
         let table = at.shard.read(patience)?;
         let Some((id, entry)) = self.find(&table, at.hash, key) else {
