@@ -61,6 +61,9 @@ impl Jitter {
     }
 }
 
+/// Links made in one go.
+const LEAP: usize = 64;
+
 #[derive(Debug)]
 pub(super) struct Expiry {
     jitter: Jitter,
@@ -91,12 +94,25 @@ impl Expiry {
     }
 
     fn enlist(&mut self, slot: SlotId, expiry: Stamp, life: Life, hash: SlotHash) {
-        match life {
-            Life::Default => {
-                self.written[self.jitter.step(hash)].push_front(&mut self.links, slot);
-            }
-            Life::Own => self.own.insert(slot, expiry),
+        if life == Life::Default && self.can_link(slot) {
+            self.written[self.jitter.step(hash)].push_front(&mut self.links, slot);
+        } else {
+            self.own.insert(slot, expiry);
         }
+    }
+
+    /// Whether there are links for `slot`, or few enough missing.
+    ///
+    /// The first entry with the cache's time-to-live may come after a million with their own. The
+    /// links up to there are not made in one go, but [`LEAP`] each time; who comes until then stands
+    /// in the heap, as the others do.
+    fn can_link(&mut self, slot: SlotId) -> bool {
+        let reached = self.links.len() + LEAP;
+        let can = (slot.bits() as usize) < reached;
+        if !can {
+            self.links.reach(SlotId::from_bits(reached as u32 - 1));
+        }
+        can
     }
 
     /// Forgets `slot`, which was scheduled with this `expiry` and `hash`.
@@ -155,5 +171,39 @@ impl Expiry {
             }
             assert_eq!(count, list.len());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_with_the_common_time_to_live_may_come_late() {
+        let mut expiry = Expiry::new(Jitter::default());
+        let own = if cfg!(miri) { 200 } else { 10_000 };
+        let slot = SlotId::from_bits;
+        let stamp = |slot: SlotId| Stamp::from_nanos(1_000_000 - u64::from(slot.bits()));
+        for id in (0..own).map(slot) {
+            expiry.schedule(id, stamp(id), Life::Own, SlotHash(0));
+        }
+        assert_eq!(expiry.links.len(), 0);
+        // In the order in which they expire.
+        let all = (own..2 * own).map(slot);
+        for id in all.clone() {
+            let before = expiry.links.len();
+            let end = Stamp::from_nanos(2_000_000 + u64::from(id.bits()));
+            expiry.schedule(id, end, Life::Default, SlotHash(0));
+            assert!(expiry.links.len() <= before + LEAP, "more than a leap");
+        }
+        let listed = expiry.written[0].len();
+        assert!(listed > own as usize / 2, "{listed} in the list");
+        assert_eq!(listed + expiry.own.len(), 2 * own as usize);
+        let first = expiry.expired(Stamp::from_nanos(1_000_000), stamp);
+        assert_eq!(first, Some(slot(own - 1)));
+        for id in (0..own).map(slot).chain(all) {
+            expiry.cancel(id, Stamp::ZERO, SlotHash(0));
+        }
+        assert_eq!((expiry.written[0].len(), expiry.own.len()), (0, 0));
     }
 }
