@@ -460,6 +460,8 @@ impl Index {
 mod tests {
     use super::*;
 
+    const CHECKS: u32 = if cfg!(miri) { 8 } else { 50 };
+
     fn hash(i: u32) -> SlotHash {
         SlotHash(i.wrapping_mul(0x9E37_79B9).rotate_left(7))
     }
@@ -542,7 +544,7 @@ mod tests {
             slots[place] = Some(round);
             let probe = (round as usize * 31) % slots.len();
             assert!(index.contains(hash(slots[probe].unwrap()), SlotId::from_bits(probe as u32)));
-            if round % rounds.div_ceil(50) == 0 || round + 1 == rounds {
+            if round % rounds.div_ceil(CHECKS) == 0 || round + 1 == rounds {
                 index.validate();
             }
         }
@@ -552,12 +554,8 @@ mod tests {
     }
 
     #[test]
-    fn growth_is_in_steps_and_loses_nothing() {
+    fn growth_is_in_steps_and_loses_nothing_even_if_all_hashes_are_alike() {
         check(hash, if cfg!(miri) { 100 } else { 30_000 });
-    }
-
-    #[test]
-    fn hashes_that_are_all_alike_are_slow_and_nothing_worse() {
         check(crowded, if cfg!(miri) { 90 } else { 1_500 });
     }
 
@@ -589,7 +587,7 @@ mod tests {
                 for gone in held.split_off(stay.min(held.len() - usize::from(leave))) {
                     index.remove(hash(gone), SlotId::from_bits(gone));
                 }
-                if leave {
+                if leave && i.is_multiple_of(50 / CHECKS) {
                     index.validate();
                 }
             }
