@@ -473,3 +473,19 @@ async fn refusals_are_counted_once_each() {
     );
     assert_eq!(core.stats().rejected, 5);
 }
+
+/// The same whatever features there are: the counts.
+#[test]
+fn counts_need_no_feature() {
+    let cache = embedding_cache::EmbeddingCache::builder().max_entries(10).name("counted");
+    let cache = cache.build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let key = embedding_cache::CacheKey::new("00", "e5-base@1");
+    runtime.block_on(async {
+        for _ in 0..3 {
+            cache.get_or_embed(&key, async || [1.0]).await.unwrap();
+        }
+    });
+    let stats = cache.stats();
+    assert_eq!((stats.loads, stats.loaded, stats.hits, stats.misses), (1, 1, 2, 1));
+}

@@ -6,8 +6,8 @@ $command
 for features in --no-default-features "--features serde" "--features metrics" "--features tracing"; do
     printf -- '--- cargo test %s\n' "$features"
     # shellcheck disable=SC2086
-    cargo test $features --lib --test contracts --test observability
+    cargo test $features --lib --test contracts --test metrics --test spans
 done
 printf -- '--- cargo test --all-features\n'
-cargo test --all-features --lib --test contracts --test semantics --test keys --test loading --test observability
+cargo test --all-features --lib --test contracts --test semantics --test keys --test loading --test metrics --test spans
 cargo test --all-features --doc
