@@ -14,7 +14,9 @@ use std::sync::Arc;
 /// both ways round.
 ///
 /// Making one from a `Vec<f32>` copies the components once (a shared allocation keeps its count in
-/// front of them); from an `Arc<[f32]>` it is free.
+/// front of them); from an `Arc<[f32]>` it copies nothing. Either way the components are read once,
+/// to remember whether all of them are finite: a cache that has to know it need not read them again,
+/// when they may have gone from the processor's caches.
 ///
 /// # Examples
 ///
@@ -28,19 +30,29 @@ use std::sync::Arc;
 /// assert!(vector.shares_memory_with(&same));
 /// ```
 #[derive(Clone)]
-pub struct EmbeddingVector(Arc<[f32]>);
+pub struct EmbeddingVector {
+    components: Arc<[f32]>,
+    /// Whether all components are known to be finite.
+    finite: bool,
+}
 
 impl EmbeddingVector {
+    /// What a cache has stored. `finite` says whether it looked at that before.
+    #[inline]
+    pub(crate) fn stored(components: Arc<[f32]>, finite: bool) -> Self {
+        Self { components, finite }
+    }
+
     /// The components. `O(1)`.
     #[must_use]
     pub fn as_slice(&self) -> &[f32] {
-        &self.0
+        &self.components
     }
 
     /// The number of components. `O(1)`.
     #[must_use]
     pub fn dimensions(&self) -> usize {
-        self.0.len()
+        self.components.len()
     }
 
     /// A `Vec` of the components. Always copies: the shared allocation holds a count as well.
@@ -51,62 +63,68 @@ impl EmbeddingVector {
     /// ```
     #[must_use]
     pub fn into_vec(self) -> Vec<f32> {
-        self.0.to_vec()
+        self.components.to_vec()
     }
 
     /// The shared allocation itself. `O(1)`, copies nothing.
     #[must_use]
     pub fn into_shared(self) -> Arc<[f32]> {
-        self.0
+        self.components
     }
 
     /// Whether `self` and `other` are clones of one another, which no comparison of components
     /// needs to find out. `O(1)`.
     #[must_use]
     pub fn shares_memory_with(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
+        Arc::ptr_eq(&self.components, &other.components)
     }
 
     /// A vector of no components, which no cache stores. Allocates nothing.
     pub(crate) fn empty() -> Self {
-        Self(Arc::default())
+        Self { components: Arc::default(), finite: true }
     }
 
-    /// Bytes of the shared allocation: four a component and two counts in front of them.
-    pub(crate) fn heap_bytes(&self) -> u64 {
-        const COUNTS: usize = 2 * size_of::<usize>();
-        (size_of_val::<[f32]>(&self.0) + COUNTS) as u64
-    }
-
-    /// The first component that is NaN or infinite, with its place.
+    /// The first component that is NaN or infinite, with its place. `O(1)` if that is known to be
+    /// none.
     pub(crate) fn first_non_finite(&self) -> Option<(usize, f32)> {
-        // A sum is finite only if all its terms are, so mostly one addition for four components tells
-        // all: every put reads its whole vector for this. As many sums as there are registers for, so
-        // that an addition need not wait for the one before. Where finite terms overflow their sum,
-        // the second look finds nothing.
-        const SUMS: usize = 32;
-        let (chunks, rest) = self.0.as_chunks::<SUMS>();
-        let add = |sums: [f32; SUMS], chunk: &[f32; SUMS]| -> [f32; SUMS] {
-            std::array::from_fn(|lane| sums[lane] + chunk[lane])
-        };
-        let sums = chunks.iter().fold([0.0; SUMS], add);
-        if sums.iter().chain(rest).all(|x| x.is_finite()) {
+        if self.finite {
             return None;
         }
-        self.0.iter().copied().enumerate().find(|(_, x)| !x.is_finite())
+        self.iter().copied().enumerate().find(|(_, x)| !x.is_finite())
     }
+}
+
+/// Bytes of a shared allocation: four a component and two counts in front of them.
+pub(crate) fn heap_bytes(components: &[f32]) -> u64 {
+    const COUNTS: usize = 2 * size_of::<usize>();
+    (size_of_val(components) + COUNTS) as u64
+}
+
+/// Whether no component is NaN or infinite.
+fn are_finite(components: &[f32]) -> bool {
+    // A sum is finite only if all its terms are, so mostly one addition for four components tells
+    // all: every vector is read whole for this. As many sums as there are registers for, so that an
+    // addition need not wait for the one before. Where finite terms overflow their sum, a second
+    // look at each tells.
+    const SUMS: usize = 32;
+    let (chunks, rest) = components.as_chunks::<SUMS>();
+    let add = |sums: [f32; SUMS], chunk: &[f32; SUMS]| -> [f32; SUMS] {
+        std::array::from_fn(|lane| sums[lane] + chunk[lane])
+    };
+    let sums = chunks.iter().fold([0.0; SUMS], add);
+    sums.iter().chain(rest).all(|x| x.is_finite()) || components.iter().all(|x| x.is_finite())
 }
 
 /// Short on purpose: the dimensions and the first four components.
 impl fmt::Debug for EmbeddingVector {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         const SHOWN: usize = 4;
-        write!(f, "EmbeddingVector({}-d, [", self.0.len())?;
-        for (i, x) in self.0.iter().take(SHOWN).enumerate() {
+        write!(f, "EmbeddingVector({}-d, [", self.components.len())?;
+        for (i, x) in self.components.iter().take(SHOWN).enumerate() {
             let comma = if i == 0 { "" } else { ", " };
             write!(f, "{comma}{x:?}")?;
         }
-        f.write_str(if self.0.len() > SHOWN { ", …])" } else { "])" })
+        f.write_str(if self.components.len() > SHOWN { ", …])" } else { "])" })
     }
 }
 
@@ -114,55 +132,56 @@ impl Deref for EmbeddingVector {
     type Target = [f32];
 
     fn deref(&self) -> &[f32] {
-        &self.0
+        &self.components
     }
 }
 
 impl AsRef<[f32]> for EmbeddingVector {
     fn as_ref(&self) -> &[f32] {
-        &self.0
+        &self.components
     }
 }
 
 impl Borrow<[f32]> for EmbeddingVector {
     fn borrow(&self) -> &[f32] {
-        &self.0
+        &self.components
     }
 }
 
 impl From<Vec<f32>> for EmbeddingVector {
     fn from(components: Vec<f32>) -> Self {
-        Self(components.into())
+        Arc::<[f32]>::from(components).into()
     }
 }
 
 impl From<&[f32]> for EmbeddingVector {
     fn from(components: &[f32]) -> Self {
-        Self(components.into())
+        Arc::<[f32]>::from(components).into()
     }
 }
 
 impl<const N: usize> From<[f32; N]> for EmbeddingVector {
     fn from(components: [f32; N]) -> Self {
-        Self(components.into())
+        Arc::<[f32]>::from(components).into()
     }
 }
 
 impl From<Arc<[f32]>> for EmbeddingVector {
     fn from(components: Arc<[f32]>) -> Self {
-        Self(components)
+        let finite = are_finite(&components);
+        Self { components, finite }
     }
 }
 
 impl From<Box<[f32]>> for EmbeddingVector {
     fn from(components: Box<[f32]>) -> Self {
-        Self(components.into())
+        Arc::<[f32]>::from(components).into()
     }
 }
 
 impl FromIterator<f32> for EmbeddingVector {
     fn from_iter<I: IntoIterator<Item = f32>>(components: I) -> Self {
-        Self(components.into_iter().collect())
+        components.into_iter().collect::<Arc<[f32]>>().into()
     }
 }
 
@@ -174,62 +193,62 @@ impl From<EmbeddingVector> for Vec<f32> {
 
 impl PartialEq for EmbeddingVector {
     fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
+        self.components == other.components
     }
 }
 
 impl PartialEq<Vec<f32>> for EmbeddingVector {
     fn eq(&self, other: &Vec<f32>) -> bool {
-        *self.0 == **other
+        *self.components == **other
     }
 }
 
 impl PartialEq<EmbeddingVector> for Vec<f32> {
     fn eq(&self, other: &EmbeddingVector) -> bool {
-        **self == *other.0
+        **self == *other.components
     }
 }
 
 impl PartialEq<[f32]> for EmbeddingVector {
     fn eq(&self, other: &[f32]) -> bool {
-        *self.0 == *other
+        *self.components == *other
     }
 }
 
 impl PartialEq<EmbeddingVector> for [f32] {
     fn eq(&self, other: &EmbeddingVector) -> bool {
-        *self == *other.0
+        *self == *other.components
     }
 }
 
 impl PartialEq<&[f32]> for EmbeddingVector {
     fn eq(&self, other: &&[f32]) -> bool {
-        *self.0 == **other
+        *self.components == **other
     }
 }
 
 impl PartialEq<EmbeddingVector> for &[f32] {
     fn eq(&self, other: &EmbeddingVector) -> bool {
-        **self == *other.0
+        **self == *other.components
     }
 }
 
 impl<const N: usize> PartialEq<[f32; N]> for EmbeddingVector {
     fn eq(&self, other: &[f32; N]) -> bool {
-        *self.0 == other[..]
+        *self.components == other[..]
     }
 }
 
 impl<const N: usize> PartialEq<EmbeddingVector> for [f32; N] {
     fn eq(&self, other: &EmbeddingVector) -> bool {
-        self[..] == *other.0
+        self[..] == *other.components
     }
 }
 
 #[cfg(feature = "serde")]
 impl serde::Serialize for EmbeddingVector {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.0.serialize(serializer)
+        self.components.serialize(serializer)
     }
 }
 

@@ -150,6 +150,27 @@ async fn allow_non_finite_allows_it() {
 }
 
 #[tokio::test]
+async fn a_vector_of_a_cache_that_takes_all_is_looked_at_by_one_that_does_not() {
+    let lax = EmbeddingCache::builder().max_entries(10).allow_non_finite(true).build().unwrap();
+    let strict = EmbeddingCache::builder().max_entries(10).build().unwrap();
+    lax.put(key(0), [1.0, f32::NAN]).await.unwrap();
+    lax.put(key(1), [1.0, 2.0]).await.unwrap();
+    for (vector, refused) in [
+        (lax.get(&key(0)).await.unwrap(), true),
+        (lax.get_blocking(&key(0)).unwrap(), true),
+        (lax.get_many([key(0)]).await.remove(0).unwrap(), true),
+        (lax.get_or_embed(key(0), async || [0.0]).await.unwrap(), true),
+        (lax.remove(&key(0)).await.unwrap(), true),
+        (lax.get(&key(1)).await.unwrap(), false),
+    ] {
+        let outcome = strict.put(key(7), vector.clone()).await;
+        assert_eq!(outcome.is_err_and(|error| error.is_invalid_vector()), refused, "{vector:?}");
+    }
+    let known = strict.get(&key(7)).await.unwrap();
+    strict.put(key(8), known).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_key_over_a_mebibyte_is_refused() {
     const MIB: usize = 1 << 20;
     let cache = embeddings(16);

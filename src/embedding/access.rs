@@ -7,7 +7,7 @@ use crate::error::{CacheError, ErrorKind, InsertError};
 use crate::sharded::Terms;
 use crate::vector::EmbeddingVector;
 
-use super::{EmbeddingCache, EmbeddingKey, Inner, Stored};
+use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
 
 /// How often a put that finds all room taken by other writers yields and tries again.
 const CONTENDED: u32 = 64;
@@ -21,13 +21,17 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     ///
     /// Dropped at an `.await`, it has changed nothing.
     pub async fn get(&self, key: &K) -> Option<EmbeddingVector> {
-        let Inner { core, waiters, .. } = &*self.inner;
+        let inner = &*self.inner;
         let probe = key.probe();
         // Nearly always the lock is free: then no second future need be set up.
-        if let Some(found) = core.get_slice(&probe, Duration::ZERO) {
-            return found;
-        }
-        waiters.until(None, |slice| core.get_slice(&probe, slice)).await.flatten()
+        let found = match inner.core.get_slice(&probe, Duration::ZERO) {
+            Some(found) => found,
+            None => {
+                let attempt = |slice| inner.core.get_slice(&probe, slice);
+                inner.waiters.until(None, attempt).await.flatten()
+            }
+        };
+        found.map(|components| inner.vector(components))
     }
 
     /// Stores the embedding of `key`, replacing one that is there.
@@ -129,7 +133,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let Inner { core, waiters, .. } = &*self.inner;
         let (probe, limit) = (key.probe(), Duration::from_millis(timeout_ms));
         match waiters.until(Some(limit), |slice| core.get_slice(&probe, slice)).await {
-            Some(found) => Ok(found),
+            Some(found) => Ok(found.map(|components| self.inner.vector(components))),
             None => {
                 let error = ErrorKind::Timeout { operation: "get", waited: limit }.into();
                 core.count_refusal(&probe, &error);
@@ -194,7 +198,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     pub async fn remove(&self, key: &K) -> Option<EmbeddingVector> {
         let Inner { core, waiters, .. } = &*self.inner;
         let probe = key.probe();
-        waiters.until(None, |slice| core.remove_slice(&probe, slice)).await.flatten()
+        let removed = waiters.until(None, |slice| core.remove_slice(&probe, slice)).await;
+        removed.flatten().map(|components| self.inner.vector(components))
     }
 
     /// [`get`](Self::get) for threads outside an async runtime: waits for the lock.
@@ -209,7 +214,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// ```
     #[must_use]
     pub fn get_blocking(&self, key: &K) -> Option<EmbeddingVector> {
-        self.inner.core.get(&key.probe())
+        let found = self.inner.core.get(&key.probe());
+        found.map(|components| self.inner.vector(components))
     }
 
     /// [`put`](Self::put) for threads outside an async runtime: waits for the lock.
@@ -223,8 +229,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         embedding: impl Into<EmbeddingVector>,
     ) -> Result<(), CacheError> {
         let core = &self.inner.core;
-        let (stored, vector) = self.admit(&key, embedding.into())?;
-        core.insert(stored, vector).map_err(give_back)
+        let (stored, components) = self.admit(&key, embedding.into())?;
+        core.insert(stored, components).map_err(give_back)
     }
 
     async fn put_until(
@@ -238,8 +244,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let mut entry = Some(self.admit(key, vector)?);
         let mut contended = 0;
         let mut attempt = |slice| {
-            let (stored, vector) = entry.take()?;
-            let refused = match core.insert_slice(stored, vector, terms, slice) {
+            let (stored, components) = entry.take()?;
+            let refused = match core.insert_slice(stored, components, terms, slice) {
                 Ok(()) => return Some(Ok(())),
                 Err(refused) => refused,
             };
@@ -263,7 +269,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
                 let waited = limit.unwrap_or(Duration::MAX);
                 let error = CacheError::new(ErrorKind::Timeout { operation: "put", waited });
                 match entry {
-                    Some((_, vector)) => error.giving_back(vector),
+                    Some((_, components)) => error.giving_back(components.into()),
                     None => error,
                 }
             }
@@ -272,18 +278,18 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         Err(error)
     }
 
-    /// Lets in what may be stored: the stored form of the key, and the vector.
+    /// Lets in what may be stored: the stored forms of the key and of the vector.
     pub(super) fn admit(
         &self,
         key: &K,
         vector: EmbeddingVector,
-    ) -> Result<(Stored<K>, EmbeddingVector), CacheError> {
+    ) -> Result<(Stored<K>, Components), CacheError> {
         let admitted = key.to_stored().and_then(|stored| {
             self.inner.admission.check::<K>(&stored, &vector)?;
             Ok(stored)
         });
         match admitted {
-            Ok(stored) => Ok((stored, vector)),
+            Ok(stored) => Ok((stored, vector.into_shared())),
             Err(error) => {
                 self.inner.core.count_refusal(&key.probe(), &error);
                 Err(error.giving_back(vector))
@@ -292,7 +298,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     }
 }
 
-pub(super) fn give_back<K>(refused: InsertError<K, EmbeddingVector>) -> CacheError {
-    let (error, _, vector) = refused.into_parts();
-    error.giving_back(vector)
+pub(super) fn give_back<K>(refused: InsertError<K, Components>) -> CacheError {
+    let (error, _, components) = refused.into_parts();
+    error.giving_back(components.into())
 }

@@ -10,7 +10,7 @@ use crate::vector::EmbeddingVector;
 
 use super::access::give_back;
 use super::key::form::Form;
-use super::{EmbeddingCache, EmbeddingKey, Inner, Stored};
+use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
 
 impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// The embeddings of many keys, in their order, each counted as by [`get`](Self::get).
@@ -44,11 +44,13 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
 
     /// Calls `push` with the embedding of each key, in their order, with no lock held.
     pub(super) async fn get_each(&self, keys: &[K], mut push: impl FnMut(Option<EmbeddingVector>)) {
-        let Inner { core, waiters, .. } = &*self.inner;
+        let inner = &*self.inner;
+        let mut push = |found: Option<Components>| push(found.map(|found| inner.vector(found)));
         for group in keys.chunks(GROUP) {
             let probes: SmallVec<[K::Probe<'_>; GROUP]> = group.iter().map(Form::probe).collect();
-            let attempt = |slice| core.get_group_slice(&probes, slice, &mut push).then_some(());
-            waiters.until(None, attempt).await;
+            let attempt =
+                |slice| inner.core.get_group_slice(&probes, slice, &mut push).then_some(());
+            inner.waiters.until(None, attempt).await;
         }
     }
 
@@ -105,7 +107,7 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
     /// Stores entries that were admitted; a result for each, in their order.
     pub(super) async fn insert_all(
         &self,
-        entries: Vec<(Stored<K>, EmbeddingVector)>,
+        entries: Vec<(Stored<K>, Components)>,
         terms: Terms,
     ) -> Vec<Result<(), CacheError>> {
         let mut insert = self.core.start_insert_many(entries, terms);

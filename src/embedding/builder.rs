@@ -13,7 +13,7 @@ use crate::vector::EmbeddingVector;
 
 use super::admission::Admission;
 use super::key::form::ModelName;
-use super::{CacheKey, EmbeddingCache, EmbeddingKey, Stored, weigh};
+use super::{CacheKey, Components, EmbeddingCache, EmbeddingKey, Stored, weigh};
 
 /// By default a shard is for at least this many bytes, as it is for at least 256 entries: some
 /// 1,300 vectors of 768 dimensions, 340 of 3,072.
@@ -39,7 +39,7 @@ const BYTES_PER_SHARD: u64 = 4 << 20;
 /// ```
 #[must_use]
 pub struct EmbeddingCacheBuilder<K: EmbeddingKey = CacheKey, S = DefaultHashBuilder> {
-    core: ShardedCacheBuilder<Stored<K>, EmbeddingVector, S>,
+    core: ShardedCacheBuilder<Stored<K>, Components, S>,
     max_entries: Option<usize>,
     max_bytes: Option<u64>,
     shards: Option<usize>,
@@ -332,9 +332,11 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
         self,
         listener: impl Fn(&K, &EmbeddingVector, RemovalCause) + Send + Sync + 'static,
     ) -> Self {
-        let core = self.core.eviction_listener(move |key: &Stored<K>, vector, cause| {
-            listener(&K::from_stored(key), vector, cause);
-        });
+        let core =
+            self.core.eviction_listener(move |key: &Stored<K>, components: &Components, cause| {
+                let vector = EmbeddingVector::stored(components.clone(), false);
+                listener(&K::from_stored(key), &vector, cause);
+            });
         Self { core, ..self }
     }
 
@@ -365,7 +367,7 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
             .grace(stale)
             .shards(shards)
             .weigher(weigh::<K>)
-            .size(|_: &Stored<K>, vector: &EmbeddingVector| vector.dimensions() as u64)
+            .size(|_: &Stored<K>, components: &Components| components.len() as u64)
             .build()?;
         Ok(EmbeddingCache::from_core(core, self.admission, self.loading, &self.name))
     }

@@ -14,7 +14,7 @@ use crate::vector::EmbeddingVector;
 
 use super::key::form::{ModelName, TenantName};
 use super::load::call::catching;
-use super::{EmbeddingCache, EmbeddingKey, Inner, Stored};
+use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
 
 /// Bites of a sweep, of 64 entries each, after which it yields to other tasks.
 const SWEEP_STEPS: u64 = 16;
@@ -175,16 +175,16 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
         &self,
         mut predicate: impl FnMut(&K, &EmbeddingVector) -> bool,
     ) -> usize {
-        self.remove_if(|key, vector| predicate(&K::from_stored(key), vector)).await
+        self.remove_if(|key, components| {
+            predicate(&K::from_stored(key), &self.inner.vector(components.clone()))
+        })
+        .await
     }
 
-    async fn remove_if(
-        &self,
-        mut predicate: impl FnMut(&Stored<K>, &EmbeddingVector) -> bool,
-    ) -> usize {
+    async fn remove_if(&self, mut predicate: impl FnMut(&Stored<K>, &Components) -> bool) -> usize {
         let core = &self.inner.core;
         core.begin_invalidation();
-        let mut retain = core.start_retain(|key, vector| !predicate(key, vector));
+        let mut retain = core.start_retain(|key, components| !predicate(key, components));
         let removed = self.inner.sweep(|slice| retain.step_slice(slice)).await;
         retain.end();
         removed
@@ -208,7 +208,9 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// # }).unwrap();
     /// ```
     pub fn retain(&self, mut keep: impl FnMut(&K, &EmbeddingVector) -> bool) -> usize {
-        self.inner.core.retain(|key, vector| keep(&K::from_stored(key), vector))
+        self.inner.core.retain(|key, components| {
+            keep(&K::from_stored(key), &self.inner.vector(components.clone()))
+        })
     }
 }
 

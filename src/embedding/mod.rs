@@ -25,7 +25,7 @@ use tokio::sync::Semaphore;
 use crate::hasher::DefaultHashBuilder;
 use crate::sharded::{EvictionPolicy, MemoryPressure, ShardedCache};
 use crate::stats::{CacheInfo, CacheStats};
-use crate::vector::EmbeddingVector;
+use crate::vector::{EmbeddingVector, heap_bytes};
 
 pub use builder::EmbeddingCacheBuilder;
 pub use key::{CacheKey, ContentKey, EmbeddingKey, KeySpec, Role, Truncation};
@@ -51,15 +51,18 @@ use wait::Waiters;
 /// bytes are added. An entry with a [`ContentKey`], whose slot is smaller, weighs 8 bytes less.
 pub const ENTRY_OVERHEAD: u64 = 118;
 
-fn weigh<K: EmbeddingKey>(key: &Stored<K>, vector: &EmbeddingVector) -> u64 {
-    K::heap_bytes(key) + vector.heap_bytes() + K::OVERHEAD
+fn weigh<K: EmbeddingKey>(key: &Stored<K>, components: &Components) -> u64 {
+    K::heap_bytes(key) + heap_bytes(components) + K::OVERHEAD
 }
 
 /// The form in which a cache stores a key.
 type Stored<K> = <K as Form>::Stored;
 
+/// The form in which it stores a vector: whether that is finite is the same for all of them.
+type Components = Arc<[f32]>;
+
 /// What holds the entries.
-type Core<K, S> = ShardedCache<Stored<K>, EmbeddingVector, S>;
+type Core<K, S> = ShardedCache<Stored<K>, Components, S>;
 
 /// A concurrent cache of embeddings, for servers that turn text into vectors.
 ///
@@ -119,6 +122,14 @@ struct Inner<K: EmbeddingKey, S> {
     stale_while_revalidate: Duration,
     stale_if_error: Duration,
     observer: Observer,
+}
+
+impl<K: EmbeddingKey, S> Inner<K, S> {
+    /// A vector as it is handed out.
+    #[inline(always)]
+    fn vector(&self, components: Components) -> EmbeddingVector {
+        EmbeddingVector::stored(components, !self.admission.allow_non_finite)
+    }
 }
 
 impl EmbeddingCache {

@@ -115,7 +115,7 @@ impl<K: EmbeddingKey, S: BuildHasher> Lead<K, S> {
         for (key, answer) in keys.into_iter().zip(answers) {
             let Ok(vector) = answer else { continue };
             match self.inner.admission.check::<K>(&key, vector) {
-                Ok(()) => entries.push((key, vector.clone())),
+                Ok(()) => entries.push((key, vector.clone().into_shared())),
                 Err(kind) => {
                     let refused = CacheError::from(kind);
                     self.inner.core.count_refusal(&key, &refused);

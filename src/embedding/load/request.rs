@@ -263,9 +263,9 @@ impl Item {
         }
         let mut stale = None;
         let look = || match inner.core.look_slice(&probe, Duration::ZERO)? {
-            Sight::Fresh(vector) => Some(Some(vector)),
+            Sight::Fresh(components) => Some(Some(inner.vector(components))),
             Sight::Stale { value, past } => {
-                stale = Some((value, past));
+                stale = Some((inner.vector(value), past));
                 Some(None)
             }
             Sight::Absent => Some(None),
