@@ -9,6 +9,7 @@ use std::thread::{self, Thread};
 use embedding_cache::baseline::SingleLockCache;
 use embedding_cache::{CacheKey, EmbeddingVector};
 
+use super::plain::{Components, Plainly};
 use super::references::SINGLE_LOCK;
 use super::{Cache, DOOR, Door, Hasher, Limits, Ours, Visitor, named, peers, references};
 use crate::keys::{Key, TextKey};
@@ -41,8 +42,8 @@ pub(crate) fn visit_async<K: TextKey + Baseline>(ours: Ours, visitor: &mut impl 
         visitor.visit(named(DOOR, policy), move |limits| Door::<K>::new(limits, policy));
     }
     visitor.visit("moka future".to_owned(), Future_::<K>::new);
-    peers::visit(&mut Wrap(&mut *visitor));
-    references::visit(&mut Wrap(&mut *visitor));
+    peers::visit(&mut Plainly(&mut Wrap(&mut *visitor)));
+    references::visit(&mut Plainly(&mut Wrap(&mut *visitor)));
     K::baseline(visitor);
 }
 
@@ -97,7 +98,7 @@ impl<K: Key, C: Cache<K, EmbeddingVector>> AsyncCache<K> for Called<C> {
     }
 }
 
-struct Future_<K>(moka::future::Cache<K, EmbeddingVector, Hasher>);
+struct Future_<K>(moka::future::Cache<K, Components, Hasher>);
 
 impl<K: Key> Future_<K> {
     fn new(limits: &Limits) -> Self {
@@ -107,17 +108,17 @@ impl<K: Key> Future_<K> {
 }
 
 impl<K: Key> AsyncCache<K> for Future_<K> {
-    type Found = EmbeddingVector;
+    type Found = Components;
 
-    async fn get(&self, key: &K) -> Option<EmbeddingVector> {
+    async fn get(&self, key: &K) -> Option<Components> {
         self.0.get(key).await
     }
 
     async fn put(&self, key: K, value: EmbeddingVector) {
-        self.0.insert(key, value).await;
+        self.0.insert(key, value.into_shared()).await;
     }
 
-    async fn get_many(&self, keys: &[K]) -> Vec<Option<EmbeddingVector>> {
+    async fn get_many(&self, keys: &[K]) -> Vec<Option<Components>> {
         one_by_one(self, keys).await
     }
 }

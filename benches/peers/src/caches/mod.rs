@@ -8,6 +8,7 @@
 mod asynchronous;
 mod ours;
 mod peers;
+mod plain;
 mod references;
 
 use std::time::Duration;
@@ -19,6 +20,7 @@ use crate::keys::{Key, TextKey, Value};
 pub(crate) use asynchronous::{AsyncCache, AsyncVisitor, Baseline, visit_async, wait_for};
 pub(crate) use ours::visit_shards;
 use ours::{Core, Door};
+use plain::Plainly;
 pub(crate) use references::NOTHING;
 
 /// The hash function of every cache.
@@ -119,7 +121,7 @@ pub(crate) fn visit_with_door<K: TextKey>(
     for policy in ours.policies() {
         visitor.visit(named(DOOR, policy), move |limits| Door::<K>::new(limits, policy));
     }
-    visit(ours, visitor);
+    visit(ours, &mut Plainly(visitor));
 }
 
 /// Shows every cache that can limit bytes, and some that cannot.
@@ -128,7 +130,7 @@ pub(crate) fn visit_weighing<K: TextKey>(
     visitor: &mut impl Visitor<K, EmbeddingVector>,
 ) {
     visit_with_door(ours, visitor);
-    peers::visit_by_bytes(visitor);
+    peers::visit_by_bytes(&mut Plainly(visitor));
 }
 
 const CORE: &str = "ShardedCache";
