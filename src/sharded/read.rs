@@ -160,7 +160,8 @@ where
     }
 
     /// `None` if `patience` ran out before an answer was there.
-    #[inline]
+    // Always: a call returns two options in one through memory, a sixth of a hit.
+    #[inline(always)]
     fn get_within<Q, P>(&self, key: &Q, patience: P) -> Option<Option<V>>
     where
         Q: Hash + Equivalent<K> + ?Sized,
