@@ -287,7 +287,8 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
                 },
                 time_to_live: self.time_to_live,
                 weigher: self.weigher,
-                size: self.size,
+                // Nothing else goes by it.
+                size: self.size.filter(|_| self.pressure == MemoryPressure::LargestFirst),
                 listener: self.listener,
                 time: self.time,
             },

@@ -30,7 +30,7 @@ use super::farewell::{Farewell, Gone};
 use super::index::SlotHash;
 use super::policy::Leave;
 use super::shard::{Once, Patience, Shard};
-use super::table::{Entry, State, Table, Ticket, Verdict};
+use super::table::{Entry, Table, Ticket, Verdict};
 use super::{Place, RemovalCause, ShardedCache};
 
 /// Entries that leave under one lock hold at most.
@@ -164,9 +164,9 @@ where
                 return AtOnce::Left;
             }
             let counters = &at.shard.counters;
-            let (mut reservation, need) = (Reservation::new(&self.budget), Amount::one(weight));
+            let mut freed = None;
             if let Some((id, entry)) = table.find(ticket.hash, key) {
-                if table.state(id, entry, now) != State::Dead {
+                if !table.is_dead(id, entry, now) {
                     if weight > entry.weight {
                         return AtOnce::Left;
                     }
@@ -179,10 +179,14 @@ where
                 }
                 // An expired entry of the same key is no update: it leaves, and gives its room.
                 if let Some(entry) = table.take(id, Leave::Other) {
-                    reservation.take_over(Amount::one(entry.weight));
+                    freed = Some(Amount::one(entry.weight));
                     counters.expired.count();
                     *gone = Some((entry.key, entry.value, RemovalCause::Expired));
                 }
+            }
+            let (mut reservation, need) = (Reservation::new(&self.budget), Amount::one(weight));
+            if let Some(freed) = freed {
+                reservation.take_over(freed);
             }
             if let Err(shortage) = reservation.cover(need) {
                 if gone.is_some() || !self.has_its_share(table.held(), shortage) {
@@ -203,7 +207,8 @@ where
                 return AtOnce::Left;
             }
             if let Some((key, value)) = new.take() {
-                table.insert(key, value, ticket);
+                // A copy, so that only an insertion puts the ticket into memory.
+                table.insert(key, value, Ticket { ..ticket });
                 counters.insertions.count();
                 reservation.spend(need);
             }
@@ -285,8 +290,7 @@ where
         let counters = &put.at.shard.counters;
         let ticket = new.ticket;
         let found = table.find(ticket.hash, &new.key);
-        let found = found
-            .map(|(id, entry)| (id, table.state(id, entry, put.now) != State::Dead, entry.weight));
+        let found = found.map(|(id, entry)| (id, !table.is_dead(id, entry, put.now), entry.weight));
         let old = found.filter(|&(_, alive, _)| alive);
         // An expired entry of the same key is no update: it leaves, and its room is the first taken.
         let expired = found.filter(|&(_, alive, _)| !alive);

@@ -270,6 +270,13 @@ impl<K, V> Table<K, V> {
         }
     }
 
+    /// Whether an entry is good for nothing any more.
+    #[inline(always)]
+    pub(super) fn is_dead(&self, id: SlotId, entry: &Entry<K, V>, now: Stamp) -> bool {
+        !entry.expiry.is_alive_at(now)
+            || self.idle.as_ref().is_some_and(|idle| idle.is_idle(id, now))
+    }
+
     /// How long an entry will be served, if it is not used; `None` if for ever.
     pub(super) fn life_left(
         &self,

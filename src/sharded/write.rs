@@ -197,11 +197,8 @@ where
         terms: Terms,
         patience: P,
     ) -> Result<(), InsertError<K, V>> {
-        let outcome = self.insert_uncounted(key, value, terms, patience);
-        if let Err(refused) = &outcome {
-            self.count_refusal(refused.key(), refused.error());
-        }
-        outcome
+        self.insert_uncounted(key, value, terms, patience)
+            .inspect_err(|refused| self.count_refusal(refused.key(), refused.error()))
     }
 
     #[inline]

@@ -47,7 +47,10 @@ use super::{halves, hex};
 /// # Ok::<(), embedding_cache::CacheError>(())
 /// # }).unwrap();
 /// ```
+// Aligned as numbers are: inside a result it would else stand one byte after the tag and be moved in
+// odd pieces, and what reads it next would wait for all of them.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(align(8))]
 pub struct ContentKey([u8; Self::LEN]);
 
 impl ContentKey {
