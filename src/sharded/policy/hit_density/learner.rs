@@ -23,7 +23,7 @@
 //!
 //! Whoever inserts, one class at a time ([`step`](Learner::step)): some hundred additions, once in
 //! a 128th of a capacity. In doing so the counts of the class are decayed, so that what is known
-//! follows what is asked for, with a memory of about eight capacities or 4,096 waits. Classes of a
+//! follows what is asked for, with a memory of about six capacities or 4,608 waits. Classes of a
 //! frequency of which nothing was counted since are passed over, and keep what they have.
 //!
 //! # Orderings
@@ -43,14 +43,14 @@ use super::measures::{
 /// Counts are kept in these parts of one, so that decay can take less than one.
 const ONE: u32 = 256;
 /// A count loses one part in so many when its class is gone through: half is forgotten after some
-/// five capacities.
-const DECAY: i32 = 32;
+/// four capacities.
+const DECAY: i32 = 48;
 /// Waits that must have ended before the values are learned ones, and between two decays: a small
 /// cache sees few in a capacity, and remembers more capacities (0.2 points in replays).
-const ENOUGH: u32 = 256;
+const ENOUGH: u32 = 96;
 /// A class is believed as far as it has more observations than this; for the rest the classes of
 /// its frequency stand in, and for those a guess.
-const PRIOR: f32 = 16.0;
+const PRIOR: f32 = 48.0;
 
 /// Counts of waits by bin.
 #[derive(Debug)]
@@ -216,9 +216,10 @@ impl Learner {
     }
 
     /// After how many ticks a shard takes a [`step`](Self::step): all classes are learned anew
-    /// four times in a capacity, by all shards together. Twice costs 0.05 points.
+    /// eight times in a capacity, by all shards together, or four times by one alone. Half as often
+    /// costs 0.05 points, twice as often gains less than that.
     pub(super) fn pace(&self) -> u32 {
-        TICKS / 4 / CLASSES as u32 * self.shards
+        (TICKS / 8 * self.shards / CLASSES as u32).max(1)
     }
 
     /// How many a shard may watch after they left: fewer where many shards watch, as they learn

@@ -14,10 +14,10 @@ pub(super) const OLDEST: u32 = 16 * TICKS;
 pub(super) const BINS: usize = 25;
 /// How often an entry was used, up to 7.
 pub(super) const FREQUENCIES: usize = 8;
-/// How long the wait before the last access was: none, up to a quarter of a capacity, up to a whole
+/// How long the wait before the last access was: none, up to an eighth of a capacity, up to a whole
 /// one, longer. Twice as many make no difference in replays.
 pub(super) const INTERVALS: usize = 4;
-const SHORT: u32 = TICKS / 4;
+const SHORT: u32 = TICKS / 8;
 pub(super) const CLASSES: usize = FREQUENCIES * INTERVALS;
 
 /// As many bins as ages can have: those from [`BINS`] on are like the last of these, so that nothing
@@ -239,7 +239,7 @@ mod tests {
             assert_eq!(class.0 as usize / INTERVALS, uses.min(FREQUENCIES - 1));
             assert_eq!(Class::from_bits(class.bits()), class);
         }
-        let intervals: Vec<_> = [0, 31, 32, 127, 128, u32::MAX]
+        let intervals: Vec<_> = [0, 15, 16, 127, 128, u32::MAX]
             .map(|age| Class::NEW.after(age).0 as usize % INTERVALS)
             .into();
         assert_eq!(intervals, [1, 1, 2, 2, 3, 3]);
