@@ -49,14 +49,17 @@ impl<K: Key, V: Value> Cache<K, V> for Core<K, V> {
 
     const EXPIRES: bool = true;
 
+    #[inline(always)]
     fn get(&self, key: &K) -> Option<V> {
         self.0.get(key)
     }
 
+    #[inline(always)]
     fn put(&self, key: K, value: V) {
         self.0.insert(key, value).expect(STORED);
     }
 
+    #[inline(always)]
     fn get_many(&self, keys: &[K]) -> Vec<Option<V>> {
         self.0.get_many(keys)
     }
@@ -93,14 +96,17 @@ impl<K: TextKey> Cache<K, EmbeddingVector> for Door<K> {
 
     const EXPIRES: bool = true;
 
+    #[inline(always)]
     fn get(&self, key: &K) -> Option<EmbeddingVector> {
         self.0.get_blocking(key)
     }
 
+    #[inline(always)]
     fn put(&self, key: K, value: EmbeddingVector) {
         self.0.put_blocking(key, value).expect(STORED);
     }
 
+    #[inline(always)]
     fn get_many(&self, keys: &[K]) -> Vec<Option<EmbeddingVector>> {
         wait_for(self.0.get_many(keys))
     }
@@ -117,14 +123,17 @@ impl<K: TextKey> Cache<K, EmbeddingVector> for Door<K> {
 impl<K: TextKey> AsyncCache<K> for Door<K> {
     type Found = EmbeddingVector;
 
+    #[inline(always)]
     fn get(&self, key: &K) -> impl Future<Output = Option<EmbeddingVector>> + Send {
         self.0.get(key)
     }
 
+    #[inline(always)]
     async fn put(&self, key: K, value: EmbeddingVector) {
         self.0.put(key, value).await.expect(STORED);
     }
 
+    #[inline(always)]
     fn get_many(&self, keys: &[K]) -> impl Future<Output = Vec<Option<EmbeddingVector>>> + Send {
         self.0.get_many(keys)
     }

@@ -73,10 +73,12 @@ impl<K: Key, V: Value, W: Weighing<K, V>> Cache<K, V> for Quick<K, V, W> {
 
     const WEIGHS: bool = W::BYTES;
 
+    #[inline(always)]
     fn get(&self, key: &K) -> Option<V> {
         self.cache.get(key)
     }
 
+    #[inline(always)]
     fn put(&self, key: K, value: V) {
         self.cache.insert(key, value);
     }
@@ -110,10 +112,12 @@ impl<K: Key, V: Value> Cache<K, V> for Moka<K, V> {
 
     const EXPIRES: bool = true;
 
+    #[inline(always)]
     fn get(&self, key: &K) -> Option<V> {
         self.0.get(key)
     }
 
+    #[inline(always)]
     fn put(&self, key: K, value: V) {
         self.0.insert(key, value);
     }
@@ -153,10 +157,12 @@ impl<K: Key, V: Value> Foyer<K, V> {
 impl<K: Key, V: Value> Cache<K, V> for Foyer<K, V> {
     type Found = CacheEntry<K, V, Hasher, CacheProperties>;
 
+    #[inline(always)]
     fn get(&self, key: &K) -> Option<Self::Found> {
         self.0.get(key)
     }
 
+    #[inline(always)]
     fn put(&self, key: K, value: V) {
         self.0.insert(key, value);
     }
@@ -190,10 +196,12 @@ impl<K: Key, V: Value> Cache<K, V> for MiniMoka<K, V> {
 
     const EXPIRES: bool = true;
 
+    #[inline(always)]
     fn get(&self, key: &K) -> Option<V> {
         self.0.get(key)
     }
 
+    #[inline(always)]
     fn put(&self, key: K, value: V) {
         self.0.insert(key, value);
     }
@@ -228,10 +236,12 @@ impl<K: Key, V: Value> Cache<K, V> for Scc<K, V> {
 
     const WEIGHS: bool = false;
 
+    #[inline(always)]
     fn get(&self, key: &K) -> Option<V> {
         self.0.get_sync(key).map(|entry| entry.get().clone())
     }
 
+    #[inline(always)]
     fn put(&self, key: K, value: V) {
         match self.0.entry_sync(key) {
             scc::hash_cache::Entry::Occupied(mut entry) => *entry.get_mut() = value,

@@ -22,14 +22,17 @@ impl<K: Key, C: Cache<K, Components>> Cache<K, EmbeddingVector> for Plain<C> {
     const WEIGHS: bool = C::WEIGHS;
     const EXPIRES: bool = C::EXPIRES;
 
+    #[inline(always)]
     fn get(&self, key: &K) -> Option<C::Found> {
         self.0.get(key)
     }
 
+    #[inline(always)]
     fn put(&self, key: K, value: EmbeddingVector) {
         self.0.put(key, value.into_shared());
     }
 
+    #[inline(always)]
     fn get_many(&self, keys: &[K]) -> Vec<Option<C::Found>> {
         self.0.get_many(keys)
     }

@@ -35,10 +35,12 @@ impl<K: Key, V: Value> Cache<K, V> for Locked<K, V> {
     const EVICTS: bool = false;
     const WEIGHS: bool = false;
 
+    #[inline(always)]
     fn get(&self, key: &K) -> Option<V> {
         self.0.read().get(key).cloned()
     }
 
+    #[inline(always)]
     fn put(&self, key: K, value: V) {
         self.0.write().insert(key, value);
     }
