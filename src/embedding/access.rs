@@ -212,9 +212,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// assert_eq!(cache.get_blocking(&key).unwrap(), [0.6, 0.8]);
     /// # Ok::<(), embedding_cache::CacheError>(())
     /// ```
-    // Always: a call returns the vector through memory, an eighth of a hit.
     #[must_use]
-    #[inline(always)]
+    #[inline]
     pub fn get_blocking(&self, key: &K) -> Option<EmbeddingVector> {
         let found = self.inner.core.get(&key.probe());
         found.map(|components| self.inner.vector(components))

@@ -160,8 +160,8 @@ where
     }
 
     /// `None` if `patience` ran out before an answer was there.
-    // Always: a call returns two options in one through memory, a sixth of a hit.
-    #[inline(always)]
+    // Not always: inlined into the caller's loop it takes a seventh fewer instructions and is slower.
+    #[inline]
     fn get_within<Q, P>(&self, key: &Q, patience: P) -> Option<Option<V>>
     where
         Q: Hash + Equivalent<K> + ?Sized,
