@@ -303,6 +303,13 @@ impl<K, V> InsertError<K, V> {
         Self { error: CacheError::new(kind), key, value }
     }
 
+    /// What an insert that failed with `error` returns, of an entry that is still there, as then it
+    /// always is.
+    #[cold]
+    pub(crate) fn of(error: CacheError, entry: Option<(K, V)>) -> Result<(), Self> {
+        entry.map_or(Ok(()), |(key, value)| Err(Self { error, key, value }))
+    }
+
     pub(crate) fn key(&self) -> &K {
         &self.key
     }

@@ -93,6 +93,15 @@ fn small_things_are_small() {
     assert_eq!(size_of::<EmbeddingCache>(), size_of::<usize>(), "a handle");
     assert!(size_of::<CacheError>() <= 72, "{}", size_of::<CacheError>());
     assert_eq!(size_of::<RemovalCause>(), 1);
+    // Futures are moved to where they are awaited, each time: what an operation needs only to wait
+    // is not part of them.
+    let (cache, key) = (EmbeddingCache::new(1, 1, 1), CacheKey::new("a", "m"));
+    let vector = EmbeddingVector::from([0.5]);
+    let get = size_of_val(&cache.get(&key));
+    let put = size_of_val(&cache.put(key.clone(), vector.clone()));
+    assert!(get <= 6 * size_of::<usize>(), "{get}");
+    let given = size_of_val(&key) + size_of_val(&vector);
+    assert!(put <= 2 * given + 6 * size_of::<usize>(), "{put}");
 }
 
 #[test]

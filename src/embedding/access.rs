@@ -1,9 +1,11 @@
 //! Access to one key: get, put, remove, with and without a deadline.
 
 use std::hash::BuildHasher;
+use std::ops::ControlFlow::{self, Break, Continue};
+use std::pin::Pin;
 use std::time::Duration;
 
-use crate::error::{CacheError, ErrorKind, InsertError};
+use crate::error::{CacheError, ErrorKind};
 use crate::sharded::Terms;
 use crate::vector::EmbeddingVector;
 
@@ -15,23 +17,19 @@ const CONTENDED: u32 = 64;
 impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// The embedding of `key`, which counts as a use of the entry and as a hit or a miss.
     ///
-    /// The read lock of one shard; `O(1)`; allocates nothing.
+    /// The read lock of one shard; `O(1)`; allocates nothing, unless another thread has the lock: then
+    /// its waiting part, once.
     ///
     /// # Cancel safety
     ///
     /// Dropped at an `.await`, it has changed nothing.
     pub async fn get(&self, key: &K) -> Option<EmbeddingVector> {
-        let inner = &*self.inner;
-        let probe = key.probe();
-        // Nearly always the lock is free: then no second future need be set up.
-        let found = match inner.core.get_slice(&probe, Duration::ZERO) {
-            Some(found) => found,
-            None => {
-                let attempt = |slice| inner.core.get_slice(&probe, slice);
-                inner.waiters.until(None, attempt).await.flatten()
-            }
-        };
-        found.map(|components| inner.vector(components))
+        // Not a `match`: what it looks at would be part of the future.
+        if let Some(found) = self.get_at_once(key) {
+            return found;
+        }
+        // Hardly ever: in a box, so that not every call has room for it to move.
+        Box::pin(self.get_until(key, None)).await.flatten()
     }
 
     /// Stores the embedding of `key`, replacing one that is there.
@@ -70,7 +68,11 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         key: K,
         embedding: impl Into<EmbeddingVector>,
     ) -> Result<(), CacheError> {
-        self.put_until(&key, embedding.into(), Terms::default(), None).await
+        let waiting = match self.put_at_once(&key, embedding.into(), Terms::default(), None) {
+            Break(done) => return done,
+            Continue(waiting) => waiting,
+        };
+        waiting.await
     }
 
     /// [`put`](Self::put) with a time-to-live of its own; zero means expired at once.
@@ -102,7 +104,11 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         time_to_live: Duration,
     ) -> Result<(), CacheError> {
         let terms = Terms { time_to_live: Some(time_to_live), ..Terms::default() };
-        self.put_until(&key, embedding.into(), terms, None).await
+        let waiting = match self.put_at_once(&key, embedding.into(), terms, None) {
+            Break(done) => return done,
+            Continue(waiting) => waiting,
+        };
+        waiting.await
     }
 
     /// [`get`](Self::get) that gives up after `timeout_ms` milliseconds; 0 tries once.
@@ -130,16 +136,15 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         key: &K,
         timeout_ms: u64,
     ) -> Result<Option<EmbeddingVector>, CacheError> {
-        let Inner { core, waiters, .. } = &*self.inner;
-        let (probe, limit) = (key.probe(), Duration::from_millis(timeout_ms));
-        match waiters.until(Some(limit), |slice| core.get_slice(&probe, slice)).await {
-            Some(found) => Ok(found.map(|components| self.inner.vector(components))),
-            None => {
-                let error = ErrorKind::Timeout { operation: "get", waited: limit }.into();
-                core.count_refusal(&probe, &error);
-                Err(error)
-            }
+        if let Some(found) = self.get_at_once(key) {
+            return Ok(found);
         }
+        let waited = Duration::from_millis(timeout_ms);
+        Box::pin(self.get_until(key, Some(waited))).await.ok_or_else(|| {
+            let error = ErrorKind::Timeout { operation: "get", waited }.into();
+            self.inner.core.count_refusal(&key.probe(), &error);
+            error
+        })
     }
 
     /// [`put`](Self::put) that gives up after `timeout_ms` milliseconds; 0 tries once.
@@ -174,7 +179,11 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         timeout_ms: u64,
     ) -> Result<(), CacheError> {
         let limit = Some(Duration::from_millis(timeout_ms));
-        self.put_until(&key, embedding.into(), Terms::default(), limit).await
+        let waiting = match self.put_at_once(&key, embedding.into(), Terms::default(), limit) {
+            Break(done) => return done,
+            Continue(waiting) => waiting,
+        };
+        waiting.await
     }
 
     /// Removes the embedding of `key` and returns it, if it was alive. The write lock of one shard;
@@ -229,77 +238,125 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         key: K,
         embedding: impl Into<EmbeddingVector>,
     ) -> Result<(), CacheError> {
-        let core = &self.inner.core;
-        let (stored, components) = self.admit(&key, embedding.into())?;
-        core.insert(stored, components).map_err(give_back)
+        let mut entry = Some(self.admit(&key, embedding.into())?);
+        // No closure: it would be given the entry where all goes well, too.
+        match self.inner.core.insert_entry(&mut entry) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(give_back(error, entry)),
+        }
     }
 
-    async fn put_until(
+    /// The first try of a get, which nearly always is the last; `None` if another thread has the
+    /// lock.
+    #[inline]
+    fn get_at_once(&self, key: &K) -> Option<Option<EmbeddingVector>> {
+        let found = self.inner.core.get_slice(&key.probe(), Duration::ZERO)?;
+        Some(found.map(|components| self.inner.vector(components)))
+    }
+
+    /// The other tries; `None` if the lock was not had within `limit`.
+    async fn get_until(&self, key: &K, limit: Option<Duration>) -> Option<Option<EmbeddingVector>> {
+        let Inner { core, waiters, .. } = &*self.inner;
+        let probe = key.probe();
+        let found = waiters.until(limit, |slice| core.get_slice(&probe, slice)).await?;
+        Some(found.map(|components| self.inner.vector(components)))
+    }
+
+    /// The first try of a put, which nearly always is the last; then those that it takes to go on, in
+    /// a box, so that not every call has room for them to move.
+    #[inline]
+    fn put_at_once(
         &self,
         key: &K,
         vector: EmbeddingVector,
         terms: Terms,
         limit: Option<Duration>,
+    ) -> ControlFlow<Put, Pin<Box<impl Future<Output = Put>>>> {
+        let mut entry = match self.admit(key, vector) {
+            Ok(entry) => Some(entry),
+            Err(error) => return Break(Err(error)),
+        };
+        match self.inner.core.insert_slice(&mut entry, terms, Duration::ZERO) {
+            Ok(()) => Break(Ok(())),
+            Err(error) if error.is_timeout() || error.is_contended() => {
+                Continue(Box::pin(self.put_until(entry, terms, limit)))
+            }
+            Err(error) => Break(Err(self.refused(error, entry))),
+        }
+    }
+
+    /// The other tries.
+    async fn put_until(
+        &self,
+        mut entry: Entry<K>,
+        terms: Terms,
+        limit: Option<Duration>,
     ) -> Result<(), CacheError> {
         let Inner { core, waiters, .. } = &*self.inner;
-        let mut entry = Some(self.admit(key, vector)?);
         let mut contended = 0;
-        let mut attempt = |slice| {
-            let (stored, components) = entry.take()?;
-            let refused = match core.insert_slice(stored, components, terms, slice) {
-                Ok(()) => return Some(Ok(())),
-                Err(refused) => refused,
-            };
-            let error = refused.error();
-            contended += u32::from(error.is_contended());
-            if error.is_timeout() || error.is_contended() && contended < CONTENDED {
-                entry = Some(refused.into_entry());
-                return None;
+        let attempt = |slice| match core.insert_slice(&mut entry, terms, slice) {
+            Ok(()) => Some(Ok(())),
+            Err(error) => {
+                contended += u32::from(error.is_contended());
+                let again = error.is_timeout() || error.is_contended() && contended < CONTENDED;
+                (!again).then_some(Err(error))
             }
-            Some(Err(refused))
         };
-        // Nearly always the lock is free: then no second future need be set up.
-        let outcome = match attempt(Duration::ZERO) {
-            None => waiters.until(limit, attempt).await,
-            done => done,
-        };
-        let error = match (outcome, entry) {
-            (Some(Ok(())), _) => return Ok(()),
-            (Some(Err(refused)), _) => give_back(refused),
-            (None, entry) => {
+        match waiters.until(limit, attempt).await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(self.refused(error, entry)),
+            None => {
                 let waited = limit.unwrap_or(Duration::MAX);
-                let error = CacheError::new(ErrorKind::Timeout { operation: "put", waited });
-                match entry {
-                    Some((_, components)) => error.giving_back(components.into()),
-                    None => error,
-                }
+                let error = ErrorKind::Timeout { operation: "put", waited }.into();
+                Err(self.refused(error, entry))
             }
-        };
-        core.count_refusal(&key.probe(), &error);
-        Err(error)
+        }
+    }
+
+    /// Counts a put that failed, and gives the vector back.
+    #[cold]
+    fn refused(&self, error: CacheError, entry: Entry<K>) -> CacheError {
+        if let Some((stored, _)) = &entry {
+            self.inner.core.count_refusal(stored, &error);
+        }
+        give_back(error, entry)
     }
 
     /// Lets in what may be stored: the stored forms of the key and of the vector.
+    #[inline(always)]
     pub(super) fn admit(
         &self,
         key: &K,
         vector: EmbeddingVector,
     ) -> Result<(Stored<K>, Components), CacheError> {
-        let admitted = key.to_stored().and_then(|stored| {
-            self.inner.admission.check::<K>(&stored, &vector)?;
-            Ok(stored)
-        });
-        match admitted {
-            Ok(stored) => Ok((stored, vector.into_shared())),
-            Err(error) => {
-                self.inner.core.count_refusal(&key.probe(), &error);
-                Err(error.giving_back(vector))
-            }
+        let stored = match key.to_stored() {
+            Ok(stored) => stored,
+            Err(error) => return Err(self.not_admitted(key, vector, error)),
+        };
+        match self.inner.admission.check::<K>(&stored, &vector) {
+            Ok(()) => Ok((stored, vector.into_shared())),
+            Err(kind) => Err(self.not_admitted(key, vector, kind.into())),
         }
+    }
+
+    #[cold]
+    fn not_admitted(&self, key: &K, vector: EmbeddingVector, error: CacheError) -> CacheError {
+        self.inner.core.count_refusal(&key.probe(), &error);
+        error.giving_back(vector)
     }
 }
 
-pub(super) fn give_back<K>(refused: InsertError<K, Components>) -> CacheError {
-    let (error, _, components) = refused.into_parts();
-    error.giving_back(components.into())
+/// What a put comes to.
+type Put = Result<(), CacheError>;
+
+/// An entry on its way into the core, which takes it and leaves there what it replaced.
+type Entry<K> = Option<(Stored<K>, Components)>;
+
+/// The error of a put, with the vector that was not stored.
+#[cold]
+fn give_back<K>(error: CacheError, entry: Option<(K, Components)>) -> CacheError {
+    match entry {
+        Some((_, components)) => error.giving_back(components.into()),
+        None => error,
+    }
 }

@@ -4,11 +4,10 @@ use std::hash::BuildHasher;
 
 use smallvec::SmallVec;
 
-use crate::error::CacheError;
+use crate::error::{CacheError, InsertError};
 use crate::sharded::{GROUP, Progress, Terms};
 use crate::vector::EmbeddingVector;
 
-use super::access::give_back;
 use super::key::form::Form;
 use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
 
@@ -127,6 +126,11 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
         }
         insert.end().into_iter().map(|result| result.map_err(give_back)).collect()
     }
+}
+
+fn give_back<K>(refused: InsertError<K, Components>) -> CacheError {
+    let (error, _, components) = refused.into_parts();
+    error.giving_back(components.into())
 }
 
 /// Lock holds, of up to 64 entries each, after which a batch yields to other tasks.

@@ -195,10 +195,10 @@ where
     #[doc(hidden)]
     pub fn insert_in_epoch(&self, key: K, value: V, epoch: u64) -> bool {
         let terms = super::Terms { epoch: Some(epoch), ..super::Terms::default() };
-        match self.insert_uncounted(key, value, terms, Unlimited) {
+        match self.insert_uncounted(&mut Some((key, value)), terms, Unlimited) {
             Ok(()) => true,
-            Err(refused) if refused.error().is_invalidated() => false,
-            Err(refused) => panic!("{refused}"),
+            Err(error) if error.is_invalidated() => false,
+            Err(error) => panic!("{error}"),
         }
     }
 }

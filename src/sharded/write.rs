@@ -165,19 +165,26 @@ where
         Some(alive.then_some(entry.value))
     }
 
-    /// An insert that counts neither a timeout nor a refusal, for waits in several slices; zero
-    /// tries once.
+    /// An insert of what is in `entry`, for waits in several slices; zero tries once. Counts neither
+    /// a timeout nor a refusal. Afterwards there is in `entry` what it replaced, if anything; where it
+    /// fails, what was there before.
+    #[inline]
     pub(crate) fn insert_slice(
         &self,
-        key: K,
-        value: V,
+        entry: &mut Option<(K, V)>,
         terms: Terms,
         wait: Duration,
-    ) -> Result<(), InsertError<K, V>> {
+    ) -> Result<(), CacheError> {
         match wait {
-            Duration::ZERO => self.insert_uncounted(key, value, terms, Once),
-            wait => self.insert_uncounted(key, value, terms, Until::after(wait)),
+            Duration::ZERO => self.insert_uncounted(entry, terms, Once),
+            wait => self.insert_uncounted(entry, terms, Until::after(wait)),
         }
+    }
+
+    /// [`insert`](Self::insert), with `entry` as [`insert_slice`](Self::insert_slice) has it.
+    #[inline]
+    pub(crate) fn insert_entry(&self, entry: &mut Option<(K, V)>) -> Result<(), CacheError> {
+        self.insert_counted(entry, Terms::default(), Unlimited)
     }
 
     /// Counts a put that was not carried out; not one that an invalidation refused, which is none
@@ -190,6 +197,7 @@ where
         if error.is_timeout() { &counters.timeouts } else { &counters.rejected }.count();
     }
 
+    #[inline]
     fn insert_within<P: Patience>(
         &self,
         key: K,
@@ -197,66 +205,89 @@ where
         terms: Terms,
         patience: P,
     ) -> Result<(), InsertError<K, V>> {
-        self.insert_uncounted(key, value, terms, patience)
-            .inspect_err(|refused| self.count_refusal(refused.key(), refused.error()))
+        let mut entry = Some((key, value));
+        // What was replaced is dropped here, with no lock held. No closure: it would be given the
+        // entry where all goes well, too.
+        match self.insert_counted(&mut entry, terms, patience) {
+            Ok(()) => Ok(()),
+            Err(error) => InsertError::of(error, entry),
+        }
     }
 
     #[inline]
-    pub(super) fn insert_uncounted<P: Patience>(
+    fn insert_counted<P: Patience>(
         &self,
-        key: K,
-        value: V,
+        entry: &mut Option<(K, V)>,
         terms: Terms,
         patience: P,
-    ) -> Result<(), InsertError<K, V>> {
-        let at = self.place(&key);
-        let ticket = self.ticket(at, &key, &value, terms.time_to_live);
-        if let Err(kind) = self.admit(&ticket, terms.time_to_live) {
-            return Err(InsertError::new(kind, key, value));
-        }
-        let (mut new, mut gone) = (Some((key, value)), None);
-        let put = self.put_at_once(at, &mut new, ticket, terms.epoch, &mut gone, patience);
+    ) -> Result<(), CacheError> {
+        self.insert_uncounted(entry, terms, patience).inspect_err(|error| {
+            if let Some((key, _)) = entry {
+                self.count_refusal(key, error);
+            }
+        })
+    }
+
+    /// The entry is handed over in place, and a refusal by one word: each move of a key would be
+    /// a store that the next load has to wait for, on the way of every put.
+    #[inline]
+    pub(super) fn insert_uncounted<P: Patience>(
+        &self,
+        entry: &mut Option<(K, V)>,
+        terms: Terms,
+        patience: P,
+    ) -> Result<(), CacheError> {
+        let Some((key, value)) = &*entry else { return Ok(()) };
+        let at = self.place(key);
+        let ticket = self.ticket(at, key, value, terms.time_to_live);
+        self.admit(&ticket, terms.time_to_live)?;
+        let mut gone = None;
+        let put = self.put_at_once(at, entry, ticket, terms.epoch, &mut gone, patience);
         if put != AtOnce::Left && self.config.listener.is_none() {
-            // What was replaced or has left is dropped here, with no lock held.
+            // What has left is dropped here, with no lock held.
             return Ok(());
         }
-        self.follow_up(at, (put, new, gone), ticket, terms, patience)
+        self.follow_up(at, put, entry, gone, ticket, terms, patience)
     }
 
     /// What a put has to do beyond [`put_at_once`](Self::put_at_once): to tell the listener, and
     /// what was not that simple.
     #[cold]
     #[inline(never)]
-    #[allow(clippy::type_complexity)]
+    #[allow(clippy::too_many_arguments)]
     fn follow_up<P: Patience>(
         &self,
         at: Place<'_, K, V>,
-        (at_once, new, gone): (AtOnce, Option<(K, V)>, Option<(K, V, RemovalCause)>),
+        at_once: AtOnce,
+        entry: &mut Option<(K, V)>,
+        gone: Option<(K, V, RemovalCause)>,
         ticket: Ticket,
         terms: Terms,
         patience: P,
-    ) -> Result<(), InsertError<K, V>> {
+    ) -> Result<(), CacheError> {
         let mut farewell = self.farewell();
         if let Some((key, value, cause)) = &gone {
             farewell.tell(key, value, *cause);
         }
-        let (Some((key, value)), true) = (new, at_once != AtOnce::Inserted) else {
-            farewell.end();
-            return Ok(());
-        };
-        if at_once == AtOnce::Replaced {
-            farewell.tell(&key, &value, RemovalCause::Replaced);
-            farewell.end();
-            return Ok(());
-        }
-        let mut put = self.start_put(at, ticket.now, terms.epoch);
-        let mut newcomer = Some(Newcomer { key, value, ticket });
-        let outcome = self.carry_out(&mut put, &mut newcomer, &mut farewell, patience);
-        drop(put);
-        farewell.end();
-        match (outcome, newcomer) {
-            (Ok(()), _) | (Err(_), None) => Ok(()),
-            (Err(kind), Some(newcomer)) => Err(newcomer.refused(kind)),
+        match (at_once, entry.take()) {
+            (AtOnce::Replaced, Some((key, value))) => {
+                farewell.tell(&key, &value, RemovalCause::Replaced);
+                farewell.end();
+                Ok(())
+            }
+            (AtOnce::Left, Some((key, value))) => {
+                let mut put = self.start_put(at, ticket.now, terms.epoch);
+                let mut newcomer = Some(Newcomer { key, value, ticket });
+                let outcome = self.carry_out(&mut put, &mut newcomer, &mut farewell, patience);
+                drop(put);
+                farewell.end();
+                *entry = newcomer.map(|Newcomer { key, value, .. }| (key, value));
+                outcome.map_err(CacheError::from)
+            }
+            _ => {
+                farewell.end();
+                Ok(())
+            }
         }
     }
 }

@@ -5,6 +5,8 @@ use std::hash::{Hash, Hasher};
 use std::str::FromStr;
 use std::sync::Arc;
 
+use equivalent::Equivalent;
+
 use crate::error::{CacheError, ErrorKind};
 
 use super::form::Form;
@@ -275,18 +277,37 @@ mod serialized {
     }
 }
 
+/// A key to look up with, where it stands.
+#[derive(Debug, Clone, Copy)]
+pub struct Borrowed<'a>(&'a ContentKey);
+
+impl Hash for Borrowed<'_> {
+    #[inline]
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
+    }
+}
+
+impl Equivalent<ContentKey> for Borrowed<'_> {
+    #[inline]
+    fn equivalent(&self, stored: &ContentKey) -> bool {
+        self.0 == stored
+    }
+}
+
 impl Form for ContentKey {
     type Stored = Self;
-    type Probe<'a> = Self;
+    type Probe<'a> = Borrowed<'a>;
 
     /// Its key is 8 bytes larger in the slot than the stored form of a `CacheKey`.
     const OVERHEAD: u64 = crate::ENTRY_OVERHEAD - 8;
 
     #[inline]
-    fn probe(&self) -> Self {
-        *self
+    fn probe(&self) -> Borrowed<'_> {
+        Borrowed(self)
     }
 
+    #[inline]
     fn to_stored(&self) -> Result<Self, CacheError> {
         Ok(*self)
     }
