@@ -222,7 +222,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// # Ok::<(), embedding_cache::CacheError>(())
     /// ```
     #[must_use]
-    #[inline]
+    // Always: a call would return the vector through memory, where the core's is in two registers.
+    #[inline(always)]
     pub fn get_blocking(&self, key: &K) -> Option<EmbeddingVector> {
         let found = self.inner.core.get(&key.probe());
         found.map(|components| self.inner.vector(components))
@@ -250,7 +251,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// lock.
     #[inline]
     fn get_at_once(&self, key: &K) -> Option<Option<EmbeddingVector>> {
-        let found = self.inner.core.get_slice(&key.probe(), Duration::ZERO)?;
+        let found = self.inner.core.get_at_once(&key.probe())?;
         Some(found.map(|components| self.inner.vector(components)))
     }
 
@@ -258,7 +259,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     async fn get_until(&self, key: &K, limit: Option<Duration>) -> Option<Option<EmbeddingVector>> {
         let Inner { core, waiters, .. } = &*self.inner;
         let probe = key.probe();
-        let found = waiters.until(limit, |slice| core.get_slice(&probe, slice)).await?;
+        let found = waiters.until_not_at_once(limit, |slice| core.get_slice(&probe, slice)).await?;
         Some(found.map(|components| self.inner.vector(components)))
     }
 
@@ -276,7 +277,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             Ok(entry) => Some(entry),
             Err(error) => return Break(Err(error)),
         };
-        match self.inner.core.insert_slice(&mut entry, terms, Duration::ZERO) {
+        match self.inner.core.insert_at_once(&mut entry, terms) {
             Ok(()) => Break(Ok(())),
             Err(error) if error.is_timeout() || error.is_contended() => {
                 Continue(Box::pin(self.put_until(entry, terms, limit)))
@@ -302,7 +303,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
                 (!again).then_some(Err(error))
             }
         };
-        match waiters.until(limit, attempt).await {
+        match waiters.until_not_at_once(limit, attempt).await {
             Some(Ok(())) => Ok(()),
             Some(Err(error)) => Err(self.refused(error, entry)),
             None => {

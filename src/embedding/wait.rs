@@ -27,9 +27,18 @@ impl Waiters {
         limit: Option<Duration>,
         mut attempt: impl FnMut(Duration) -> Option<T>,
     ) -> Option<T> {
-        if let Some(done) = attempt(Duration::ZERO) {
-            return Some(done);
+        match attempt(Duration::ZERO) {
+            Some(done) => Some(done),
+            None => self.until_not_at_once(limit, attempt).await,
         }
+    }
+
+    /// As [`until`](Self::until), after the first try came to nothing: `attempt` is never given zero.
+    pub(super) async fn until_not_at_once<T>(
+        &self,
+        limit: Option<Duration>,
+        mut attempt: impl FnMut(Duration) -> Option<T>,
+    ) -> Option<T> {
         let deadline = limit.map(|limit| Instant::now().checked_add(limit));
         let waiting = Waiting::new(self);
         loop {

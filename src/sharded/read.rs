@@ -87,16 +87,22 @@ where
         })
     }
 
-    /// A `get` that does not count a timeout, for waits in several slices; zero tries once.
+    /// A `get` that does not wait and does not count that as a timeout: `None` if another thread has
+    /// the lock.
     #[inline]
+    pub(crate) fn get_at_once<Q>(&self, key: &Q) -> Option<Option<V>>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        self.get_within(key, Once)
+    }
+
+    /// A `get` that does not count a timeout, for waits in several slices.
     pub(crate) fn get_slice<Q>(&self, key: &Q, wait: Duration) -> Option<Option<V>>
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        match wait {
-            Duration::ZERO => self.get_within(key, Once),
-            wait => self.get_within(key, Until::after(wait)),
-        }
+        self.get_within(key, Until::after(wait))
     }
 
     /// The value of `key` without counting: neither a use nor a hit nor a miss. The read lock of

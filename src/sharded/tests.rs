@@ -149,14 +149,14 @@ fn terms_give_an_entry_its_own_life_and_bind_it_to_an_epoch() {
     let clock = Arc::new(Fake::default());
     let cache = Cache::builder().max_entries(10).clock(clock.clone()).build().unwrap();
     let own = |ttl| Terms { time_to_live: Some(ttl), ..Terms::default() };
-    cache.insert_slice(&mut Some((1, 1)), own(SECOND), Duration::ZERO).unwrap();
+    cache.insert_at_once(&mut Some((1, 1)), own(SECOND)).unwrap();
     let mut insert = cache.start_insert_many([(2, 2), (3, 3)], own(3 * SECOND));
     while !matches!(insert.step_slice(Duration::ZERO), Progress::Done) {}
     assert!(insert.end().iter().all(Result::is_ok));
     clock.advance(2 * SECOND);
     assert_eq!(cache.get_many(&[1, 2, 3]), [None, Some(2), Some(3)]);
     let mut entry = Some((1, 1));
-    let refused = cache.insert_slice(&mut entry, own(Duration::MAX), Duration::ZERO).unwrap_err();
+    let refused = cache.insert_at_once(&mut entry, own(Duration::MAX)).unwrap_err();
     assert!(refused.is_invalid_ttl());
     assert_eq!(entry, Some((1, 1)));
 
@@ -172,11 +172,11 @@ fn terms_give_an_entry_its_own_life_and_bind_it_to_an_epoch() {
     for invalidate in invalidations {
         let in_epoch = |epoch| Terms { epoch: Some(epoch), ..Terms::default() };
         let before = cache.epoch();
-        cache.insert_slice(&mut Some((5, 5)), in_epoch(before), Duration::ZERO).unwrap();
+        cache.insert_at_once(&mut Some((5, 5)), in_epoch(before)).unwrap();
         invalidate(&cache);
         let counted = cache.stats();
         let mut entry = Some((5, 6));
-        let refused = cache.insert_slice(&mut entry, in_epoch(before), Duration::ZERO);
+        let refused = cache.insert_at_once(&mut entry, in_epoch(before));
         let refused = refused.unwrap_err();
         assert!(refused.is_invalidated());
         cache.count_refusal(&5, &refused);
@@ -187,7 +187,7 @@ fn terms_give_an_entry_its_own_life_and_bind_it_to_an_epoch() {
         assert_eq!(cache.stats(), counted, "a refusal for an invalidation is not counted");
         assert_ne!(cache.peek(&5), Some(6));
         let mut entry = Some((5, 7));
-        cache.insert_slice(&mut entry, in_epoch(cache.epoch()), Duration::ZERO).unwrap();
+        cache.insert_at_once(&mut entry, in_epoch(cache.epoch())).unwrap();
         assert_eq!(cache.peek(&5), Some(7));
         cache.validate();
     }
@@ -201,7 +201,7 @@ fn what_an_invalidation_refuses_makes_no_room() {
     cache.begin_invalidation();
     cache.insert_many([(1, 1), (2, 2)]);
     let terms = Terms { epoch: Some(epoch), ..Terms::default() };
-    cache.insert_slice(&mut Some((3, 3)), terms, Duration::ZERO).unwrap_err();
+    cache.insert_at_once(&mut Some((3, 3)), terms).unwrap_err();
     assert_eq!(cache.get_many(&[1, 2]), [Some(1), Some(2)]);
     assert_eq!(cache.stats().evictions, 0);
 }

@@ -165,23 +165,29 @@ where
         Some(alive.then_some(entry.value))
     }
 
-    /// An insert of what is in `entry`, for waits in several slices; zero tries once. Counts neither
-    /// a timeout nor a refusal. Afterwards there is in `entry` what it replaced, if anything; where it
-    /// fails, what was there before.
+    /// An insert of what is in `entry` that does not wait. Counts neither a timeout nor a refusal.
+    /// Afterwards there is in `entry` what it replaced, if anything; where it fails, what was there
+    /// before.
     #[inline]
+    pub(crate) fn insert_at_once(
+        &self,
+        entry: &mut Option<(K, V)>,
+        terms: Terms,
+    ) -> Result<(), CacheError> {
+        self.insert_uncounted(entry, terms, Once)
+    }
+
+    /// As [`insert_at_once`](Self::insert_at_once), for waits in several slices.
     pub(crate) fn insert_slice(
         &self,
         entry: &mut Option<(K, V)>,
         terms: Terms,
         wait: Duration,
     ) -> Result<(), CacheError> {
-        match wait {
-            Duration::ZERO => self.insert_uncounted(entry, terms, Once),
-            wait => self.insert_uncounted(entry, terms, Until::after(wait)),
-        }
+        self.insert_uncounted(entry, terms, Until::after(wait))
     }
 
-    /// [`insert`](Self::insert), with `entry` as [`insert_slice`](Self::insert_slice) has it.
+    /// [`insert`](Self::insert), with `entry` as [`insert_at_once`](Self::insert_at_once) has it.
     #[inline]
     pub(crate) fn insert_entry(&self, entry: &mut Option<(K, V)>) -> Result<(), CacheError> {
         self.insert_counted(entry, Terms::default(), Unlimited)
