@@ -51,7 +51,6 @@ impl<K, V> Shard<K, V> {
         let mut table = patience.write(&self.table)?;
         table.settle();
         let result = change(&mut table);
-        table.unsettle();
         self.counters.show(table.held());
         P::unlock(table);
         Some(result)

@@ -333,12 +333,13 @@ impl<K, V> Table<K, V> {
 
     /// Notes a use, under the write lock.
     pub(super) fn touch(&mut self, id: SlotId) {
-        // Asked for anew: it may have changed under this lock hold.
-        let mark = self.policy.mark();
         if let Slot::Occupied(entry) = &mut self.slots[id] {
             let settled = entry.settled.get_mut();
-            if *settled != mark && self.policy.touch(id) == HitNote::Settled {
-                *settled = mark;
+            if *settled != self.mark
+                && self.policy.touch(id) == HitNote::Settled
+                && self.mark != NO_MARK
+            {
+                *settled = self.mark;
             }
         }
         if let Some(sizes) = &mut self.sizes {
@@ -359,9 +360,15 @@ impl<K, V> Table<K, V> {
         });
     }
 
-    /// Last of all under every write lock.
-    pub(super) fn unsettle(&mut self) {
-        self.mark = if self.idle.is_some() { NO_MARK } else { self.policy.mark() };
+    /// After whatever may have changed the mark of the policy: an insertion, the choice of a victim.
+    #[inline]
+    fn unsettle(&mut self) {
+        self.mark = self.mark_now();
+    }
+
+    #[inline]
+    fn mark_now(&self) -> u32 {
+        if self.idle.is_some() { NO_MARK } else { self.policy.mark() }
     }
 
     /// Whether no slot is left for another entry: four billion entries in one shard.
@@ -394,6 +401,7 @@ impl<K, V> Table<K, V> {
         *self.written.reach(id) = written;
         self.index.insert(hash, id);
         self.policy.insert(id, hash, weight);
+        self.unsettle();
         if let Some(sizes) = &mut self.sizes {
             sizes.insert(id, size);
         }
@@ -411,11 +419,13 @@ impl<K, V> Table<K, V> {
     pub(super) fn replace(&mut self, id: SlotId, value: &mut V, ticket: Ticket) -> u64 {
         let Ticket { hash, weight, size, span, life, now, written } = ticket;
         self.latest = self.latest.max(now);
-        let mark = self.policy.mark();
         let Slot::Occupied(entry) = &mut self.slots[id] else { return weight };
         let settled = entry.settled.get_mut();
-        if *settled != mark && self.policy.touch(id) == HitNote::Settled {
-            *settled = mark;
+        if *settled != self.mark
+            && self.policy.touch(id) == HitNote::Settled
+            && self.mark != NO_MARK
+        {
+            *settled = self.mark;
         }
         self.expiry.cancel(id, entry.expiry, hash);
         entry.expiry = self.latest.expiry(span);
@@ -473,11 +483,13 @@ impl<K, V> Table<K, V> {
 
     /// The live entry to give up next for `shortage`, never `keep`.
     pub(super) fn victim(&mut self, shortage: Shortage, keep: Option<SlotId>) -> Option<SlotId> {
-        match (&self.sizes, shortage) {
+        let victim = match (&self.sizes, shortage) {
             (Some(sizes), Shortage::Weight) => sizes.largest(keep),
             (None, Shortage::Weight) => self.policy.victim_for_weight(keep),
             _ => self.policy.victim(keep),
-        }
+        };
+        self.unsettle();
+        victim
     }
 
     /// Takes out what must leave next for `shortage`: an expired entry if there is one, else, if
@@ -544,6 +556,9 @@ impl<K, V> Table<K, V> {
         assert_eq!(vacant.len() + held.entries as usize, self.slots.len(), "a slot is lost");
 
         self.policy.validate(&mut occupied());
+        if held.entries != 0 {
+            assert_eq!(self.mark, self.mark_now(), "hits go by a mark of the past");
+        }
         if let Some(sizes) = &self.sizes {
             sizes.validate(&mut occupied());
         }
