@@ -199,7 +199,7 @@ mod tests {
 
     use super::*;
 
-    const STEPS: usize = if cfg!(miri) { 200 } else { 50_000 };
+    const STEPS: usize = if cfg!(miri) { 100 } else { 50_000 };
     /// More than a segment.
     const SLOTS: u32 = if cfg!(miri) { 60 } else { 3000 };
 

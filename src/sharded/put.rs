@@ -430,12 +430,14 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// own newcomers need. Three quarters of the mean: keys spread over shards unevenly, and a
     /// shard that is merely below the mean is not to send its writers elsewhere.
     fn has_its_share(&self, held: Amount, shortage: Shortage) -> bool {
-        let (used, all) = (self.budget.used(), self.shards.len() as u64);
-        let (own, mean) = match shortage {
-            Shortage::Entries => (held.entries, used.entries / all),
-            Shortage::Weight => (held.weight, used.weight / all),
+        let used = self.budget.used();
+        let (own, all) = match shortage {
+            Shortage::Entries => (held.entries, used.entries),
+            Shortage::Weight => (held.weight, used.weight),
         };
-        all == 1 || own > mean - mean / 4
+        // The number of shards is a power of two: to divide would take longer than all else here.
+        let mean = all >> self.shards.len().trailing_zeros();
+        self.mask == 0 || own > mean - mean / 4
     }
 
     /// Counts an entry that made way, under the write lock of its shard.

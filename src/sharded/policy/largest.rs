@@ -271,7 +271,7 @@ mod tests {
                 state ^= state << 17;
                 state
             };
-            let (steps, slots) = if cfg!(miri) { (60, 12) } else { (20_000, 200) };
+            let (steps, slots) = if cfg!(miri) { (30, 8) } else { (20_000, 200) };
             for step in 0..steps {
                 let id = slot((random() % slots) as u32);
                 match (model.remove(id), random() % 4) {
