@@ -105,6 +105,7 @@ impl Form for CacheKey {
         Probe::from(self)
     }
 
+    #[inline]
     fn to_stored(&self) -> Result<StoredKey, CacheError> {
         StoredKey::new(self)
     }

@@ -212,10 +212,17 @@ impl StoredKey {
     /// # Errors
     ///
     /// The texts are longer than [`Self::LIMIT`] bytes together.
+    #[inline]
     pub(super) fn new(key: &CacheKey) -> Result<Self, CacheError> {
-        if let Some(compact) = Compact::of(key) {
-            return Ok(Self(Stored::Compact(compact)));
+        match Compact::of(key) {
+            Some(compact) => Ok(Self(Stored::Compact(compact))),
+            None => Self::of_texts(key),
         }
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn of_texts(key: &CacheKey) -> Result<Self, CacheError> {
         let texts = Texts::of(key);
         let bytes = texts.len();
         if bytes > Self::LIMIT {
