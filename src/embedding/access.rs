@@ -239,7 +239,12 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         key: K,
         embedding: impl Into<EmbeddingVector>,
     ) -> Result<(), CacheError> {
-        let mut entry = Some(self.admit(&key, embedding.into())?);
+        let vector = embedding.into();
+        let stored = match self.admit(&key, &vector) {
+            Ok(stored) => stored,
+            Err(error) => return Err(error.giving_back(vector)),
+        };
+        let mut entry = Some((stored, vector.into_shared()));
         // No closure: it would be given the entry where all goes well, too.
         match self.inner.core.insert_entry(&mut entry) {
             Ok(()) => Ok(()),
@@ -273,10 +278,11 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         terms: Terms,
         limit: Option<Duration>,
     ) -> ControlFlow<Put, Pin<Box<impl Future<Output = Put>>>> {
-        let mut entry = match self.admit(key, vector) {
-            Ok(entry) => Some(entry),
-            Err(error) => return Break(Err(error)),
+        let stored = match self.admit(key, &vector) {
+            Ok(stored) => stored,
+            Err(error) => return Break(Err(error.giving_back(vector))),
         };
+        let mut entry = Some((stored, vector.into_shared()));
         match self.inner.core.insert_at_once(&mut entry, terms) {
             Ok(()) => Break(Ok(())),
             Err(error) if error.is_timeout() || error.is_contended() => {
@@ -323,27 +329,23 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         give_back(error, entry)
     }
 
-    /// Lets in what may be stored: the stored forms of the key and of the vector.
+    /// The stored form of a key, if that and `vector` may be stored.
     #[inline(always)]
-    pub(super) fn admit(
-        &self,
-        key: &K,
-        vector: EmbeddingVector,
-    ) -> Result<(Stored<K>, Components), CacheError> {
+    pub(super) fn admit(&self, key: &K, vector: &EmbeddingVector) -> Result<Stored<K>, CacheError> {
         let stored = match key.to_stored() {
             Ok(stored) => stored,
-            Err(error) => return Err(self.not_admitted(key, vector, error)),
+            Err(error) => return Err(self.not_admitted(key, error)),
         };
-        match self.inner.admission.check::<K>(&stored, &vector) {
-            Ok(()) => Ok((stored, vector.into_shared())),
-            Err(kind) => Err(self.not_admitted(key, vector, kind.into())),
+        match self.inner.admission.check::<K>(&stored, vector) {
+            Ok(()) => Ok(stored),
+            Err(kind) => Err(self.not_admitted(key, kind.into())),
         }
     }
 
     #[cold]
-    fn not_admitted(&self, key: &K, vector: EmbeddingVector, error: CacheError) -> CacheError {
+    fn not_admitted(&self, key: &K, error: CacheError) -> CacheError {
         self.inner.core.count_refusal(&key.probe(), &error);
-        error.giving_back(vector)
+        error
     }
 }
 

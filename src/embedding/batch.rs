@@ -90,9 +90,15 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let mut admitted = Vec::new();
         let mut positions = Vec::new();
         for (key, vector) in entries {
-            let admission = self.admit(&key, vector.into());
-            positions.extend(admission.is_ok().then_some(results.len()));
-            results.push(admission.map(|entry| admitted.push(entry)));
+            let vector = vector.into();
+            match self.admit(&key, &vector) {
+                Ok(stored) => {
+                    positions.push(results.len());
+                    admitted.push((stored, vector.into_shared()));
+                    results.push(Ok(()));
+                }
+                Err(error) => results.push(Err(error.giving_back(vector))),
+            }
         }
         let stored = self.inner.insert_all(admitted, Terms::default()).await;
         for (position, result) in positions.into_iter().zip(stored) {
