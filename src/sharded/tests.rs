@@ -26,8 +26,14 @@ impl Clock for Fake {
 
 type Cache = ShardedCache<u64, u64>;
 
+fn builder() -> ShardedCacheBuilder<u64, u64> {
+    // It takes Miri ten seconds to make what hit density learns in; `tests/miri.rs` has it.
+    let policy = if cfg!(miri) { EvictionPolicy::S3Fifo } else { EvictionPolicy::default() };
+    ShardedCache::builder().eviction(policy)
+}
+
 fn plain() -> Cache {
-    Cache::builder().max_entries(1000).shards(4).build().unwrap()
+    builder().max_entries(1000).shards(4).build().unwrap()
 }
 
 /// Runs `work` while another thread holds the lock of the shard of `key`, for reads or for writes.
@@ -112,7 +118,7 @@ fn a_batch_in_slices_waits_for_a_held_lock_and_counts_no_timeout() {
 fn a_batch_takes_each_lock_once_as_far_as_64_may_leave() {
     let left = Arc::new(AtomicU64::new(0));
     let told = Arc::clone(&left);
-    let cache = ShardedCache::<u64, u64>::builder()
+    let cache = builder()
         .max_weight(200)
         .weigher(|_: &u64, &weight: &u64| weight)
         .shards(1)
@@ -147,7 +153,7 @@ fn a_batch_takes_each_lock_once_as_far_as_64_may_leave() {
 #[test]
 fn terms_give_an_entry_its_own_life_and_bind_it_to_an_epoch() {
     let clock = Arc::new(Fake::default());
-    let cache = Cache::builder().max_entries(10).clock(clock.clone()).build().unwrap();
+    let cache = builder().max_entries(10).clock(clock.clone()).build().unwrap();
     let own = |ttl| Terms { time_to_live: Some(ttl), ..Terms::default() };
     cache.insert_at_once(&mut Some((1, 1)), own(SECOND)).unwrap();
     let mut insert = cache.start_insert_many([(2, 2), (3, 3)], own(3 * SECOND));
@@ -196,7 +202,7 @@ fn terms_give_an_entry_its_own_life_and_bind_it_to_an_epoch() {
 /// A refused load evicts nobody.
 #[test]
 fn what_an_invalidation_refuses_makes_no_room() {
-    let cache = Cache::builder().max_entries(2).build().unwrap();
+    let cache = builder().max_entries(2).build().unwrap();
     let epoch = cache.epoch();
     cache.begin_invalidation();
     cache.insert_many([(1, 1), (2, 2)]);
@@ -209,7 +215,7 @@ fn what_an_invalidation_refuses_makes_no_room() {
 #[test]
 fn a_look_tells_fresh_from_stale_from_absent_and_counts_nothing() {
     let clock = Arc::new(Fake::default());
-    let cache = Cache::builder()
+    let cache = builder()
         .max_entries(10)
         .time_to_live(10 * SECOND)
         .grace(5 * SECOND)
@@ -261,7 +267,7 @@ fn a_look_tells_fresh_from_stale_from_absent_and_counts_nothing() {
 #[test]
 fn an_invalidation_removes_what_is_stale_too() {
     let clock = Arc::new(Fake::default());
-    let builder = Cache::builder().max_entries(10).time_to_live(SECOND).grace(9 * SECOND);
+    let builder = builder().max_entries(10).time_to_live(SECOND).grace(9 * SECOND);
     let cache = builder.clock(clock.clone()).build().unwrap();
     cache.insert_many([(1, 1), (2, 2)]);
     clock.advance(2 * SECOND);
@@ -337,7 +343,7 @@ fn nobody_sees_an_outdated_shard_and_writers_renew_it() {
         }),
     ];
     for (what, act) in acts {
-        let cache = Cache::builder().max_entries(20).shards(4).build().unwrap();
+        let cache = builder().max_entries(20).shards(4).build().unwrap();
         cache.insert_many((0..20).map(|key| (key, key)));
         let held = cache.len() as u64;
         let evicted = cache.stats().evictions;
