@@ -225,7 +225,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     // Always: a call would return the vector through memory, where the core's is in two registers.
     #[inline(always)]
     pub fn get_blocking(&self, key: &K) -> Option<EmbeddingVector> {
-        let found = self.inner.core.get(&key.probe());
+        let found = self.inner.core.get_called(&key.probe());
         found.map(|components| self.inner.vector(components))
     }
 
