@@ -17,8 +17,8 @@ const CONTENDED: u32 = 64;
 impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// The embedding of `key`, which counts as a use of the entry and as a hit or a miss.
     ///
-    /// The read lock of one shard; `O(1)`; allocates nothing, unless another thread has the lock: then
-    /// its waiting part, once.
+    /// The read lock of one shard; `O(1)`; allocates nothing, unless another thread has the lock:
+    /// waiting for it does.
     ///
     /// # Cancel safety
     ///

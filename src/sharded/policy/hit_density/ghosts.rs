@@ -228,7 +228,7 @@ impl Sample {
     }
 
     /// Counts how long some of those watched have waited by now, and gives up who has waited too
-    /// long. Called once a tick, so all are looked at once in a capacity.
+    /// long. Called once a tick, so all are looked at once in two capacities, fewer more often.
     pub(super) fn sweep(&mut self, learner: &Learner, now: u32) {
         for _ in 0..self.gone.len().min(BITE) {
             self.cursor = if self.cursor + 1 < self.gone.len() { self.cursor + 1 } else { 0 };
