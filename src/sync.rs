@@ -49,17 +49,15 @@ pub(crate) mod task {
         }
     }
 
-    /// Whether `future` is done within `time`; dropped if not. Panics in a runtime without timers.
+    /// Whether `future` is done within `time`; dropped if not.
     pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> bool {
-        tokio::time::timeout(time, future).await.is_ok()
+        crate::timer::within(time, future).await.is_some()
     }
 }
 
 #[cfg(shuttle)]
 pub(crate) mod task {
-    use std::future::{Future, poll_fn};
-    use std::pin::pin;
-    use std::task::Poll;
+    use std::future::Future;
     use std::time::Duration;
 
     #[derive(Debug)]
@@ -77,19 +75,8 @@ pub(crate) mod task {
         }
     }
 
-    /// How often the future is polled before its time counts as over; shuttle has no clock.
-    const POLLS: usize = 20;
-
-    pub(crate) async fn within<T>(_: Duration, future: impl Future<Output = T>) -> bool {
-        let mut future = pin!(future);
-        for _ in 0..POLLS {
-            let ready = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_ready())).await;
-            if ready {
-                return true;
-            }
-            shuttle::future::yield_now().await;
-        }
-        false
+    pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> bool {
+        crate::timer::within(time, future).await.is_some()
     }
 }
 

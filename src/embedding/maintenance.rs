@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
-use tokio::time::MissedTickBehavior;
 
 use crate::error::{CacheError, ErrorKind};
 use crate::sharded::Step;
+use crate::timer::Interval;
 use crate::vector::EmbeddingVector;
 
 use super::key::form::{ModelName, TenantName};
@@ -230,10 +230,6 @@ where
     ///
     /// [`CacheError::is_configuration`] outside a tokio runtime, or if `interval` is zero.
     ///
-    /// # Panics
-    ///
-    /// In a runtime without timers.
-    ///
     /// ```
     /// # use std::time::Duration;
     /// # use embedding_cache::EmbeddingCache;
@@ -249,10 +245,7 @@ where
         }
         let runtime =
             Handle::try_current().map_err(|_| ErrorKind::NoRuntime { what: "a cleanup" })?;
-        // Longer ones overflow the timers.
-        let interval = interval.min(LONGEST_INTERVAL);
-        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = Interval::new(interval);
         let cache = Arc::downgrade(&self.inner);
         let task = runtime.spawn(async move {
             loop {
@@ -268,9 +261,6 @@ where
         Ok(CleanupHandle { task: task.abort_handle() })
     }
 }
-
-/// Ten years.
-const LONGEST_INTERVAL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 #[cfg(feature = "metrics")]
 impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
