@@ -51,7 +51,7 @@ pub(crate) mod task {
 
     /// Whether `future` is done within `time`; dropped if not.
     pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> bool {
-        crate::timer::within(time, future).await.is_some()
+        crate::timer::within(time, std::pin::pin!(future)).await.is_some()
     }
 }
 
@@ -76,7 +76,7 @@ pub(crate) mod task {
     }
 
     pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> bool {
-        crate::timer::within(time, future).await.is_some()
+        crate::timer::within(time, std::pin::pin!(future)).await.is_some()
     }
 }
 

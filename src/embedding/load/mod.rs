@@ -15,6 +15,7 @@ use std::fmt;
 use std::future::Future;
 use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -196,7 +197,8 @@ pub struct Load<'a, K: EmbeddingKey, S> {
 impl<K: EmbeddingKey, S> Load<'_, K, S> {
     /// How long to wait for what is missing. Then hits, and what has come by then, are returned,
     /// and the rest is an error ([`CacheError::is_timeout`]); the calls go on, and what they answer
-    /// is stored when it comes. Needs a runtime with timers.
+    /// is stored when it comes. Works in any runtime; where it has no timers, a thread of the process
+    /// keeps the time.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -266,10 +268,6 @@ where
     ///
     /// As there, and [`CacheError::is_timeout`] if there is a deadline and it passed.
     ///
-    /// # Panics
-    ///
-    /// If there is a deadline and the runtime has no timers.
-    ///
     /// # Cancel safety
     ///
     /// Dropped at an `.await`, it cancels nobody: a load that has begun goes on.
@@ -296,10 +294,6 @@ where
     /// # Errors
     ///
     /// For each key as there, and [`CacheError::is_timeout`] if there is a deadline and it passed.
-    ///
-    /// # Panics
-    ///
-    /// If there is a deadline and the runtime has no timers.
     ///
     /// # Cancel safety
     ///
@@ -330,10 +324,6 @@ where
     /// # Errors
     ///
     /// As [`get_or_embed`](Self::get_or_embed).
-    ///
-    /// # Panics
-    ///
-    /// If the runtime has no timers, and there is a deadline or another borrowed load of the key.
     ///
     /// # Cancel safety
     ///
@@ -378,10 +368,6 @@ where
     /// # Errors
     ///
     /// For each key as by [`get_or_embed_many`](Self::get_or_embed_many).
-    ///
-    /// # Panics
-    ///
-    /// If the runtime has no timers, and there is a deadline or another borrowed load of a key.
     ///
     /// # Cancel safety
     ///
@@ -461,8 +447,14 @@ where
     }
 }
 
+/// A call that is claimed, and the caller's future for it.
+type Begun<K, S, Fut> = (Lead<K, S>, Pin<Box<Fut>>);
+
 /// Makes the futures of claimed calls. A closure that panics fails the keys it was asked for.
-fn begin<K, S, F, Fut>(claimed: Vec<Claimed<K, S>>, embed: &mut F) -> Vec<(Lead<K, S>, Fut)>
+///
+/// Boxed: each async function between here and where it is polled has room for its argument twice,
+/// which comes to a hundred times the caller's future.
+fn begin<K, S, F, Fut>(claimed: Vec<Claimed<K, S>>, embed: &mut F) -> Vec<Begun<K, S, Fut>>
 where
     K: EmbeddingKey,
     F: FnMut(Missing<K>) -> Fut,
@@ -471,7 +463,7 @@ where
     for (lead, missing) in claimed {
         // Unwind safe: what the closure has left half done is its own.
         match catch_unwind(AssertUnwindSafe(|| embed(missing))) {
-            Ok(future) => begun.push((lead, future)),
+            Ok(future) => begun.push((lead, Box::pin(future))),
             Err(panic) => lead.fail(&ErrorKind::LoadPanicked { message: message(&*panic) }.into()),
         }
     }
