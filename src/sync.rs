@@ -29,7 +29,6 @@ mod imp {
 #[cfg(not(shuttle))]
 pub(crate) mod task {
     use std::future::Future;
-    use std::time::Duration;
 
     use tokio::runtime::Handle;
 
@@ -47,11 +46,6 @@ pub(crate) mod task {
         pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
             drop(self.0.spawn(task));
         }
-    }
-
-    /// Whether `future` is done within `time`; dropped if not.
-    pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> bool {
-        crate::timer::within(time, future).await.is_some()
     }
 }
 
@@ -73,10 +67,6 @@ pub(crate) mod task {
         pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
             drop(shuttle::future::spawn(task));
         }
-    }
-
-    pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> bool {
-        crate::timer::within(time, future).await.is_some()
     }
 }
 
@@ -167,5 +157,10 @@ mod imp {
         shuttle::thread::yield_now();
     }
 }
+
+#[cfg(shuttle)]
+pub(crate) use shuttle::thread_local;
+#[cfg(not(shuttle))]
+pub(crate) use std::thread_local;
 
 pub(crate) use imp::*;

@@ -48,7 +48,7 @@ pub use policy::{EvictionPolicy, MemoryPressure};
 pub use stats::ShardStats;
 pub use sweep::Iter;
 pub(crate) use sweep::Step;
-pub(crate) use write::Terms;
+pub(crate) use write::{Condition, Terms};
 pub(crate) use {insert_many::Progress, read::Sight, read_many::GROUP};
 
 use budget::{Amount, Budget};
