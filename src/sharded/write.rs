@@ -123,6 +123,7 @@ where
     /// ```
     pub fn remove<Q>(&self, key: &Q) -> Option<V>
     where
+        V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
     {
         self.remove_within(key, Unlimited).flatten()
@@ -131,6 +132,7 @@ where
     /// A `remove` that waits at most `wait` for the lock, zero tries once; `None` if it was not had.
     pub(crate) fn remove_slice<Q>(&self, key: &Q, wait: Duration) -> Option<Option<V>>
     where
+        V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
     {
         match wait {
@@ -141,13 +143,14 @@ where
 
     fn remove_within<Q, P>(&self, key: &Q, patience: P) -> Option<Option<V>>
     where
+        V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
         P: Patience,
     {
         let now = self.now_for_reading();
         let at = self.place(key);
-        let mut farewell = self.farewell();
-        let entry = self.change(at.shard, patience, &mut farewell, |table, _| {
+        let mut notifier = self.notifier();
+        let entry = self.change(at.shard, patience, &mut notifier, |table, _| {
             let (id, entry) = table.find(at.hash, key)?;
             let alive = table.state(id, entry, now) == State::Fresh;
             let entry = table.take(id, Leave::Other)?;
@@ -156,13 +159,19 @@ where
             if alive { &counters.removals } else { &counters.expired }.count();
             Some((entry, alive))
         });
-        if let Some(Some((entry, alive))) = &entry {
-            let cause = if *alive { RemovalCause::Removed } else { RemovalCause::Expired };
-            farewell.tell(&entry.key, &entry.value, cause);
-        }
-        farewell.end();
-        let Some((entry, alive)) = entry? else { return Some(None) };
-        Some(alive.then_some(entry.value))
+        let removed = match entry? {
+            Some((entry, true)) => {
+                notifier.tell(entry.key, &entry.value, RemovalCause::Removed);
+                Some(entry.value)
+            }
+            Some((entry, false)) => {
+                notifier.dispose((entry.key, entry.value, RemovalCause::Expired));
+                None
+            }
+            None => None,
+        };
+        notifier.end();
+        Some(removed)
     }
 
     /// An insert of what is in `entry` that does not wait. Counts neither a timeout nor a refusal.
@@ -196,11 +205,7 @@ where
     /// Counts a put that was not carried out; not one that an invalidation refused, which is none
     /// of the caller's.
     pub(crate) fn count_refusal<Q: Hash + ?Sized>(&self, key: &Q, error: &CacheError) {
-        if error.is_invalidated() {
-            return;
-        }
-        let counters = &self.place(key).shard.counters;
-        if error.is_timeout() { &counters.timeouts } else { &counters.rejected }.count();
+        self.place(key).shard.count_refusal(error);
     }
 
     #[inline]
@@ -249,7 +254,7 @@ where
         self.admit(&ticket, terms.time_to_live)?;
         let mut gone = None;
         let put = self.put_at_once(at, entry, ticket, terms.epoch, &mut gone, patience);
-        if put != AtOnce::Left && self.config.listener.is_none() {
+        if put != AtOnce::Left && self.removals.is_idle() {
             // What has left is dropped here, with no lock held.
             return Ok(());
         }
@@ -271,27 +276,25 @@ where
         terms: Terms,
         patience: P,
     ) -> Result<(), CacheError> {
-        let mut farewell = self.farewell();
-        if let Some((key, value, cause)) = &gone {
-            farewell.tell(key, value, *cause);
-        }
+        let mut notifier = self.notifier();
+        notifier.dispose_all(gone.into_iter());
         match (at_once, entry.take()) {
             (AtOnce::Replaced, Some((key, value))) => {
-                farewell.tell(&key, &value, RemovalCause::Replaced);
-                farewell.end();
+                notifier.dispose((key, value, RemovalCause::Replaced));
+                notifier.end();
                 Ok(())
             }
             (AtOnce::Left, Some((key, value))) => {
-                let mut put = self.start_put(at, ticket.now, terms.epoch);
+                let mut put = self.start_put(at, terms.epoch);
                 let mut newcomer = Some(Newcomer { key, value, ticket });
-                let outcome = self.carry_out(&mut put, &mut newcomer, &mut farewell, patience);
+                let outcome = self.carry_out(&mut put, &mut newcomer, &mut notifier, patience);
                 drop(put);
-                farewell.end();
+                notifier.end();
                 *entry = newcomer.map(|Newcomer { key, value, .. }| (key, value));
                 outcome.map_err(CacheError::from)
             }
             _ => {
-                farewell.end();
+                notifier.end();
                 Ok(())
             }
         }
