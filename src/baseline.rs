@@ -429,6 +429,7 @@ impl SingleLockCache {
     pub async fn info(&self) -> CacheInfo {
         let entries = self.cache.read().await;
         CacheInfo {
+            unreclaimed_bytes: 0,
             size: entries.map.len(),
             max_size: self.max_size,
             memory_bytes: entries.bytes,

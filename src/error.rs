@@ -331,10 +331,6 @@ impl<K, V> InsertError<K, V> {
         entry.map_or(Ok(()), |(key, value)| Err(Self { error, key, value }))
     }
 
-    pub(crate) fn key(&self) -> &K {
-        &self.key
-    }
-
     /// Why the insert was refused.
     #[must_use]
     pub fn error(&self) -> &CacheError {

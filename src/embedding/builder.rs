@@ -356,7 +356,9 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     }
 
     /// Is told of every entry that leaves or is replaced, and why. Called outside the locks, on the
-    /// thread whose operation made the entry leave; allocates the key for it.
+    /// thread whose operation made the entry leave; allocates the key for it. It may use the cache:
+    /// what its own operations make leave is told after it has returned. It is not told of the
+    /// entries that are there when the cache is dropped; to hear of them, clear it first.
     pub fn eviction_listener(
         self,
         listener: impl Fn(&K, &EmbeddingVector, RemovalCause) + Send + Sync + 'static,

@@ -133,6 +133,7 @@ where
     /// ```
     pub fn remove<Q>(&self, key: &Q) -> Option<V>
     where
+        V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
     {
         self.remove_within(key, Unlimited).flatten()
@@ -141,6 +142,7 @@ where
     /// A `remove` that waits at most `wait` for the lock, zero tries once; `None` if it was not had.
     pub(crate) fn remove_slice<Q>(&self, key: &Q, wait: Duration) -> Option<Option<V>>
     where
+        V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
     {
         match wait {
@@ -151,13 +153,14 @@ where
 
     fn remove_within<Q, P>(&self, key: &Q, patience: P) -> Option<Option<V>>
     where
+        V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
         P: Patience,
     {
         let now = self.now_for_reading();
         let at = self.place(key);
-        let mut farewell = self.farewell();
-        let entry = self.change(at.shard, patience, &mut farewell, |table, _| {
+        let mut notifier = self.notifier();
+        let entry = self.change(at.shard, patience, &mut notifier, |table, _| {
             let (id, entry) = table.find(at.hash, key)?;
             let alive = table.state(id, entry, now) == State::Fresh;
             let entry = table.take(id, Leave::Other)?;
@@ -166,13 +169,19 @@ where
             if alive { &counters.removals } else { &counters.expired }.count();
             Some((entry, alive))
         });
-        if let Some(Some((entry, alive))) = &entry {
-            let cause = if *alive { RemovalCause::Removed } else { RemovalCause::Expired };
-            farewell.tell(&entry.key, &entry.value, cause);
-        }
-        farewell.end();
-        let Some((entry, alive)) = entry? else { return Some(None) };
-        Some(alive.then_some(entry.value))
+        let removed = match entry? {
+            Some((entry, true)) => {
+                notifier.tell(entry.key, &entry.value, RemovalCause::Removed);
+                Some(entry.value)
+            }
+            Some((entry, false)) => {
+                notifier.dispose((entry.key, entry.value, RemovalCause::Expired));
+                None
+            }
+            None => None,
+        };
+        notifier.end();
+        Some(removed)
     }
 
     /// An insert of what is in `entry` that does not wait. Counts neither a timeout nor a refusal.
@@ -206,11 +215,7 @@ where
     /// Counts a put that was not carried out; not a load that something newer refused, which is none
     /// of the caller's.
     pub(crate) fn count_refusal<Q: Hash + ?Sized>(&self, key: &Q, error: &CacheError) {
-        if error.is_superseded() {
-            return;
-        }
-        let counters = &self.place(key).shard.counters;
-        if error.is_timeout() { &counters.timeouts } else { &counters.rejected }.count();
+        self.place(key).shard.count_refusal(error);
     }
 
     #[inline]
@@ -259,7 +264,7 @@ where
         self.admit(&ticket, terms.time_to_live)?;
         let mut gone = None;
         let put = self.put_at_once(at, entry, ticket, terms.condition, &mut gone, patience);
-        if put != AtOnce::Left && self.config.listener.is_none() {
+        if put != AtOnce::Left && self.removals.is_idle() {
             // What has left is dropped here, with no lock held.
             return Ok(());
         }
@@ -281,27 +286,25 @@ where
         terms: Terms<'_>,
         patience: P,
     ) -> Result<(), CacheError> {
-        let mut farewell = self.farewell();
-        if let Some((key, value, cause)) = &gone {
-            farewell.tell(key, value, *cause);
-        }
+        let mut notifier = self.notifier();
+        notifier.dispose_all(gone.into_iter());
         match (at_once, entry.take()) {
             (AtOnce::Replaced, Some((key, value))) => {
-                farewell.tell(&key, &value, RemovalCause::Replaced);
-                farewell.end();
+                notifier.dispose((key, value, RemovalCause::Replaced));
+                notifier.end();
                 Ok(())
             }
             (AtOnce::Left, Some((key, value))) => {
-                let mut put = self.start_put(at, ticket.now, terms.condition);
+                let mut put = self.start_put(at, terms.condition);
                 let mut newcomer = Some(Newcomer { key, value, ticket });
-                let outcome = self.carry_out(&mut put, &mut newcomer, &mut farewell, patience);
+                let outcome = self.carry_out(&mut put, &mut newcomer, &mut notifier, patience);
                 drop(put);
-                farewell.end();
+                notifier.end();
                 *entry = newcomer.map(|Newcomer { key, value, .. }| (key, value));
                 outcome.map_err(CacheError::from)
             }
             _ => {
-                farewell.end();
+                notifier.end();
                 Ok(())
             }
         }
