@@ -92,9 +92,12 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         &self,
         entries: impl IntoIterator<Item = (K, V)>,
     ) -> Vec<Result<(), CacheError>> {
-        let mut results = Vec::new();
-        let mut admitted = Vec::new();
-        let mut positions = Vec::new();
+        // Collected first: the caller's iterator is not held across an await, where it would have to be
+        // `Send` for this to be.
+        let entries: Vec<(K, V)> = entries.into_iter().collect();
+        let mut results = Vec::with_capacity(entries.len());
+        let mut admitted = Vec::with_capacity(entries.len());
+        let mut positions = Vec::with_capacity(entries.len());
         let mut pace = Pace::default();
         for (position, (key, vector)) in entries.into_iter().enumerate() {
             if position % GROUP == GROUP - 1 {
