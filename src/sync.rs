@@ -8,6 +8,13 @@
 mod imp {
     pub(crate) use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
     pub(crate) use std::sync::atomic;
+    pub(crate) use std::thread::ThreadId;
+    pub(crate) use std::thread_local;
+
+    /// Which thread this is.
+    pub(crate) fn thread_id() -> ThreadId {
+        std::thread::current().id()
+    }
 
     /// Unlocks and hands the lock to a waiter, if there is one, instead of letting this thread take
     /// it again at once: for loops that lock the same shard bite after bite.
@@ -29,7 +36,6 @@ mod imp {
 #[cfg(not(shuttle))]
 pub(crate) mod task {
     use std::future::Future;
-    use std::time::Duration;
 
     use tokio::runtime::Handle;
 
@@ -47,11 +53,6 @@ pub(crate) mod task {
         pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
             drop(self.0.spawn(task));
         }
-    }
-
-    /// Whether `future` is done within `time`; dropped if not.
-    pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> bool {
-        crate::timer::within(time, std::pin::pin!(future)).await.is_some()
     }
 }
 
@@ -74,10 +75,6 @@ pub(crate) mod task {
             drop(shuttle::future::spawn(task));
         }
     }
-
-    pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> bool {
-        crate::timer::within(time, std::pin::pin!(future)).await.is_some()
-    }
 }
 
 #[cfg(shuttle)]
@@ -86,6 +83,12 @@ mod imp {
 
     pub(crate) use shuttle::sync::atomic;
     pub(crate) use shuttle::sync::{RwLockReadGuard, RwLockWriteGuard};
+    pub(crate) use shuttle::thread::ThreadId;
+    pub(crate) use shuttle::thread_local;
+
+    pub(crate) fn thread_id() -> ThreadId {
+        shuttle::thread::current().id()
+    }
 
     /// How often a timed acquisition tries before it counts as timed out; shuttle has no clock.
     const TRIES: usize = 3;

@@ -14,17 +14,16 @@ use crate::vector::EmbeddingVector;
 
 use super::key::form::{ModelName, TenantName};
 use super::load::call::catching;
+use super::wait::Pace;
 use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
-
-/// Bites of a sweep, of 64 entries each, after which it yields to other tasks.
-const SWEEP_STEPS: u64 = 16;
 
 impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// Removes expired entries and returns how many. A shard whose cleanup guard is taken is
     /// skipped: it is being cleaned up.
     ///
     /// Takes the write lock of one shard at a time for at most 64 entries, hands it to waiting
-    /// threads in between, and yields to other tasks every thousand entries. `O(expired + shards)`.
+    /// threads in between, and yields to other tasks every few hundred microseconds.
+    /// `O(expired + shards)`. Drops as well what a cancelled [`clear`](Self::clear) left behind.
     ///
     /// # Cancel safety
     ///
@@ -72,13 +71,15 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     ///
     /// It takes effect at one instant, whatever the cache holds: from then on nobody is served what
     /// was stored before, and what is being loaded is delivered to who waits for it but not stored.
-    /// Readers pay one comparison for this. Then memory is given back, shard by shard, in constant
-    /// time under the lock of each; yields to other tasks in between.
+    /// Readers pay one comparison for this. Then memory is given back: each shard hands over what it
+    /// held, in constant time under its lock, and the entries are dropped 64 at a time; yields to
+    /// other tasks every few hundred microseconds.
     ///
     /// # Cancel safety
     ///
-    /// Dropped at an `.await`, it has invalidated everything; some of the memory comes back when
-    /// the next writer comes by.
+    /// Dropped at an `.await`, it has invalidated everything. Later writes give the memory back, up to
+    /// 64 entries each, and a [`cleanup_expired_safe`](Self::cleanup_expired_safe) all of it; until
+    /// then [`info`](Self::info) says how many bytes that are.
     ///
     /// ```
     /// # use embedding_cache::{CacheKey, EmbeddingCache};
@@ -93,6 +94,9 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     pub async fn invalidate_all(&self) -> usize {
         let mut invalidation = self.inner.core.start_invalidation();
+        // What is being loaded is not stored from this instant on; now its calls are told, so that
+        // those end for which nobody waits.
+        self.inner.inflight.supersede_if(|_| true);
         let removed = self.inner.sweep(|slice| invalidation.step_slice(slice)).await;
         invalidation.end();
         removed
@@ -103,8 +107,8 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// [`ContentKey`](crate::ContentKey) that was made for it.
     ///
     /// Goes through everything, under the write lock of one shard at a time for at most 64 entries;
-    /// yields to other tasks in between. What was being loaded when this began, of any model, is
-    /// delivered but not stored.
+    /// yields to other tasks in between. What was being loaded of this model when it began is
+    /// delivered to those that asked before, but not stored; loads of other models are not touched.
     ///
     /// # Cancel safety
     ///
@@ -122,6 +126,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     pub async fn invalidate_model(&self, model: &str) -> usize {
         let model = ModelName::new(model);
+        self.inner.inflight.supersede_if(|key| K::belongs_to_model(key, &model));
         self.remove_if(|key, _| K::belongs_to_model(key, &model)).await
     }
 
@@ -147,6 +152,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     pub async fn invalidate_tenant(&self, tenant: &str) -> usize {
         let tenant = TenantName::new(tenant);
+        self.inner.inflight.supersede_if(|key| K::belongs_to_tenant(key, &tenant));
         self.remove_if(|key, _| K::belongs_to_tenant(key, &tenant)).await
     }
 
@@ -154,7 +160,11 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// (expired ones that it came by among them).
     ///
     /// **`predicate` runs under the write lock of a shard**, for up to 64 entries a lock hold; it
-    /// must not use this cache. Allocates a key for each entry that it is shown. Otherwise as
+    /// must not use this cache. Allocates a key for each entry that it is shown.
+    ///
+    /// It is asked about each key that is being loaded as well, before anything else and with no lock
+    /// held. There is no vector of it yet, so it is shown an empty one: where the predicate looks at
+    /// the vector, let it hold for one of 0 dimensions if no load under way may be stored. Otherwise as
     /// [`invalidate_model`](Self::invalidate_model).
     ///
     /// # Cancel safety
@@ -175,16 +185,22 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
         &self,
         mut predicate: impl FnMut(&K, &EmbeddingVector) -> bool,
     ) -> usize {
+        self.supersede_if(&mut predicate);
         self.remove_if(|key, components| {
             predicate(&K::from_stored(key), &self.inner.vector(components.clone()))
         })
         .await
     }
 
+    /// Supersedes the loads of the keys that `predicate` holds for. There is no vector to show it yet.
+    fn supersede_if(&self, mut predicate: impl FnMut(&K, &EmbeddingVector) -> bool) {
+        let none = EmbeddingVector::empty();
+        self.inner.inflight.supersede_if(|key| predicate(&K::from_stored(key), &none));
+    }
+
     async fn remove_if(&self, mut predicate: impl FnMut(&Stored<K>, &Components) -> bool) -> usize {
-        let core = &self.inner.core;
-        core.begin_invalidation();
-        let mut retain = core.start_retain(|key, components| !predicate(key, components));
+        let mut retain =
+            self.inner.core.start_retain(|key, components| !predicate(key, components));
         let removed = self.inner.sweep(|slice| retain.step_slice(slice)).await;
         retain.end();
         removed
@@ -193,7 +209,9 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// Keeps the live entries for which `keep` holds, removes the others, and returns how many it
     /// removed.
     ///
-    /// **`keep` runs under the write lock of a shard**, for up to 64 entries a lock hold. Not
+    /// **`keep` runs under the write lock of a shard**, for up to 64 entries a lock hold. It is asked
+    /// about each key that is being loaded as well, first and with no lock held, with an empty vector,
+    /// as there is none yet: what it does not keep is delivered but not stored. Not
     /// async: goes through everything, so on a large cache call it from
     /// [`spawn_blocking`](tokio::task::spawn_blocking). Allocates a key for each entry.
     ///
@@ -208,6 +226,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// # }).unwrap();
     /// ```
     pub fn retain(&self, mut keep: impl FnMut(&K, &EmbeddingVector) -> bool) -> usize {
+        self.supersede_if(|key, vector| !keep(key, vector));
         self.inner.core.retain(|key, components| {
             keep(&K::from_stored(key), &self.inner.vector(components.clone()))
         })
@@ -299,7 +318,8 @@ impl<K: EmbeddingKey, S> Inner<K, S> {
     /// Takes a sweep step by step to its end, and returns how many entries it removed.
     async fn sweep(&self, mut step: impl FnMut(Duration) -> Step) -> usize {
         let mut removed = 0;
-        for steps in 1_u64.. {
+        let mut pace = Pace::default();
+        loop {
             let attempt = |slice| match step(slice) {
                 Step::Locked => None,
                 step => Some(step),
@@ -308,9 +328,7 @@ impl<K: EmbeddingKey, S> Inner<K, S> {
                 Some(Step::Removed(bite)) => removed += bite,
                 _ => break,
             }
-            if steps.is_multiple_of(SWEEP_STEPS) {
-                tokio::task::yield_now().await;
-            }
+            pace.step().await;
         }
         removed
     }

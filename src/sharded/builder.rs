@@ -230,8 +230,13 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
 
     /// Is told of every entry that leaves or is replaced, and why. Called outside the locks, on the
     /// thread whose operation made the entry leave, so it may use the cache; it should be quick.
+    /// What its own operations make leave is told after it has returned, in order, by the outermost
+    /// operation on the thread: it is never called inside itself. One that answers each entry with
+    /// an operation that makes another leave goes on for ever.
+    ///
     /// If it panics, that operation does the rest of its work without calling it again, and then
-    /// panics.
+    /// panics. It is not told of the entries that are there when the cache is dropped; to hear of
+    /// them, [`clear`](ShardedCache::clear) it first.
     pub fn eviction_listener(
         mut self,
         listener: impl Fn(&K, &V, RemovalCause) + Send + Sync + 'static,
@@ -278,6 +283,7 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
             max_entries,
             self.max_weight.unwrap_or(u64::MAX),
             self.hasher,
+            self.listener,
             Config {
                 plan: Plan {
                     grace: Grace::new(self.grace),
@@ -289,7 +295,6 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
                 weigher: self.weigher,
                 // Nothing else goes by it.
                 size: self.size.filter(|_| self.pressure == MemoryPressure::LargestFirst),
-                listener: self.listener,
                 time: self.time,
             },
         ))

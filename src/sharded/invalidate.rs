@@ -23,7 +23,7 @@
 //!
 //! A loader that asks the source before an invalidation and inserts after it would bring back what
 //! was just invalidated. So it notes the epoch before it asks, and gives it to its insert
-//! ([`Terms::epoch`](super::Terms)), which is refused if the epoch has changed. Every invalidation
+//! ([`Condition::epoch`](super::Condition)), which is refused if the epoch has changed. Every invalidation
 //! adds one to the epoch *before* it touches any shard, and the insert compares under the write lock
 //! of its shard. By cases, for an insert whose epoch was read before the addition:
 //!
@@ -46,10 +46,11 @@ use std::time::Duration;
 use crate::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use super::ShardedCache;
-use super::farewell::{Farewell, Gone, Leaving};
+use super::removal::{Gone, Leaving, Notifier};
 use super::shard::{Courteous, Once, Patience, Shard, Unlimited, Until};
 use super::sweep::Step;
 use super::table::Table;
+use super::write::Condition;
 
 impl<K, V, S> ShardedCache<K, V, S> {
     /// Removes everything that was stored before, and returns how many entries it removed.
@@ -119,7 +120,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
         self.retain(|key, value| !predicate(key, value))
     }
 
-    /// How often anything was invalidated; for [`Terms::epoch`](super::Terms).
+    /// How often anything was invalidated; for [`Condition::epoch`](super::Condition).
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Acquire)
     }
@@ -131,9 +132,10 @@ impl<K, V, S> ShardedCache<K, V, S> {
         self.epoch.fetch_add(1, AcqRel);
     }
 
-    /// Whether what was loaded in `epoch` must not be stored. Under the write lock of the shard.
-    pub(super) fn is_past(&self, epoch: u64) -> bool {
-        self.epoch.load(Relaxed) != epoch
+    /// Whether something newer came than what is to be stored. Under the write lock of the shard.
+    pub(super) fn is_past(&self, condition: Condition<'_>) -> bool {
+        self.epoch.load(Relaxed) != condition.epoch
+            || condition.superseded.is_some_and(|superseded| superseded.load(Relaxed))
     }
 
     /// Invalidates everything in an instant, and returns the sweep that gives memory back, which the
@@ -141,8 +143,9 @@ impl<K, V, S> ShardedCache<K, V, S> {
     pub(crate) fn start_invalidation(&self) -> Invalidation<'_, K, V, S> {
         self.begin_invalidation();
         // Release: see the head of this file, case 4.
-        self.generation.fetch_add(1, AcqRel);
-        Invalidation { cache: self, farewell: self.farewell(), shard: 0 }
+        let generation = self.generation.fetch_add(1, AcqRel) + 1;
+        let notifier = self.notifier().of_generation(generation);
+        Invalidation { cache: self, notifier, shard: 0 }
     }
 
     /// Whether `table`, whose lock is held, is of the current generation. If not it counts as empty.
@@ -161,16 +164,17 @@ impl<K, V, S> ShardedCache<K, V, S> {
         &self,
         shard: &Shard<K, V>,
         patience: P,
-        farewell: &mut Farewell<'_, K, V>,
+        notifier: &mut Notifier<'_, K, V>,
         change: impl FnOnce(&mut Table<K, V>, &mut Gone<K, V>) -> R,
     ) -> Option<R> {
-        let mut leaving = Leaving::new(farewell);
+        let mut leaving = Leaving::new(notifier);
         let gone = &mut leaving.gone;
         shard.write(patience, |table| {
             // Acquire: see the head of this file, case 4.
             let generation = self.generation.load(Acquire);
             if table.generation() != generation {
                 shard.counters.removals.add(table.held().entries);
+                self.removals.expect(table.held());
                 self.budget.release(table.held());
                 gone.push_outdated(table.renew(generation));
             }
@@ -194,10 +198,11 @@ where
 
     #[doc(hidden)]
     pub fn insert_in_epoch(&self, key: K, value: V, epoch: u64) -> bool {
-        let terms = super::Terms { epoch: Some(epoch), ..super::Terms::default() };
+        let condition = Condition { epoch, superseded: None };
+        let terms = super::Terms { condition: Some(condition), ..super::Terms::default() };
         match self.insert_uncounted(&mut Some((key, value)), terms, Unlimited) {
             Ok(()) => true,
-            Err(error) if error.is_invalidated() => false,
+            Err(error) if error.is_superseded() => false,
             Err(error) => panic!("{error}"),
         }
     }
@@ -208,12 +213,13 @@ where
 /// same; memory then comes back when somebody writes.
 pub(crate) struct Invalidation<'a, K, V, S> {
     cache: &'a ShardedCache<K, V, S>,
-    farewell: Farewell<'a, K, V>,
+    notifier: Notifier<'a, K, V>,
     shard: usize,
 }
 
 impl<K, V, S> Invalidation<'_, K, V, S> {
-    /// Goes through one shard; waits at most `wait` for its lock, zero tries once.
+    /// Goes through one shard, or, after the last, drops one bite; waits at most `wait` for a lock,
+    /// zero tries once.
     pub(crate) fn step_slice(&mut self, wait: Duration) -> Step {
         match wait {
             Duration::ZERO => self.step(Once),
@@ -222,9 +228,12 @@ impl<K, V, S> Invalidation<'_, K, V, S> {
     }
 
     fn step<P: Patience>(&mut self, patience: P) -> Step {
-        let Some(shard) = self.cache.shards.get(self.shard) else { return Step::Done };
+        let Some(shard) = self.cache.shards.get(self.shard) else {
+            let more = self.notifier.reclaim_bite();
+            return if more { Step::Removed(0) } else { Step::Done };
+        };
         let renewed = |_: &mut Table<K, V>, gone: &mut Gone<K, V>| gone.outdated();
-        let removed = self.cache.change(shard, Courteous(patience), &mut self.farewell, renewed);
+        let removed = self.cache.change(shard, Courteous(patience), &mut self.notifier, renewed);
         let Some(removed) = removed else { return Step::Locked };
         self.shard += 1;
         Step::Removed(removed)
@@ -232,6 +241,6 @@ impl<K, V, S> Invalidation<'_, K, V, S> {
 
     /// When all is done: goes on with the panic of the listener, if there was one.
     pub(crate) fn end(self) {
-        self.farewell.end();
+        self.notifier.end();
     }
 }

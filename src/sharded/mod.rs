@@ -11,7 +11,6 @@ mod builder;
 mod chunked;
 mod clock;
 mod expiry;
-mod farewell;
 mod heap;
 mod idle;
 mod index;
@@ -21,6 +20,7 @@ mod policy;
 mod put;
 mod read;
 mod read_many;
+mod removal;
 mod retain;
 mod shard;
 mod stats;
@@ -48,14 +48,14 @@ pub use policy::{EvictionPolicy, MemoryPressure};
 pub use stats::ShardStats;
 pub use sweep::Iter;
 pub(crate) use sweep::Step;
-pub(crate) use write::Terms;
+pub(crate) use write::{Condition, Terms};
 pub(crate) use {insert_many::Progress, read::Sight, read_many::GROUP};
 
 use budget::{Amount, Budget};
 use builder::{Listener, Measure};
 use clock::{Stamp, Time};
-use farewell::Farewell;
 use index::SlotHash;
+use removal::{Notifier, Removals};
 use shard::{Shard, Unlimited};
 use table::{Entry, Plan};
 use tally::Tally;
@@ -119,7 +119,8 @@ pub struct EntryInfo {
 /// No caller's code runs, and no value is dropped, while the lock of a shard is held, apart from
 /// `Hash` and `Eq` of the key, `Clone` of the value, and what says so in its documentation
 /// ([`retain`](Self::retain), [`invalidate_if`](Self::invalidate_if), [`iter`](Self::iter)). A value
-/// whose `Clone`, or a key whose `Eq`, uses the same cache deadlocks.
+/// whose `Clone`, or a key whose `Eq`, uses the same cache deadlocks. A listener, and a drop, may use
+/// it; where there is no listener, a drop that makes another entry leave drops that one inside itself.
 ///
 /// # Examples
 ///
@@ -153,6 +154,7 @@ pub struct ShardedCache<K, V, S = DefaultHashBuilder> {
     generation: AtomicU64,
     /// How often anything was invalidated.
     epoch: AtomicU64,
+    removals: Removals<K, V>,
     config: Config<K, V>,
     /// The monotonic and the wall clock at the same moment.
     created: (Stamp, DateTime<Utc>),
@@ -164,7 +166,6 @@ struct Config<K, V> {
     time_to_live: Option<Duration>,
     weigher: Option<Measure<K, V>>,
     size: Option<Measure<K, V>>,
-    listener: Option<Listener<K, V>>,
     time: Time,
 }
 
@@ -208,6 +209,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
         max_entries: usize,
         max_weight: u64,
         hasher: S,
+        listener: Option<Listener<K, V>>,
         config: Config<K, V>,
     ) -> Self {
         debug_assert!(shards.is_power_of_two());
@@ -222,6 +224,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
             ),
             generation: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
+            removals: Removals::new(listener),
             created: (config.time.now(), config.time.wall()),
             config,
         }
@@ -252,6 +255,24 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// [`len`](Self::len) is.
     pub fn weight(&self) -> u64 {
         self.budget.used().weight
+    }
+
+    /// The weight of entries that are gone but whose memory is not given back yet: what a
+    /// [`clear`](Self::clear) that is under way, or that a panic ended or its caller cancelled, has
+    /// still to drop. It is not part of [`weight`](Self::weight), as nobody finds those entries; each
+    /// write drops up to 64 of them, a [`cleanup_expired`](Self::cleanup_expired) all. `O(1)`, no
+    /// lock.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<u64, u64>::builder().max_entries(10).build()?;
+    /// cache.insert(1, 10)?;
+    /// cache.clear();
+    /// assert_eq!(cache.unreclaimed_weight(), 0);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
+    pub fn unreclaimed_weight(&self) -> u64 {
+        self.removals.pending().weight
     }
 
     /// The limit on entries; `usize::MAX` if there is none.
@@ -342,8 +363,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
     }
 
     /// For what leaves in one operation.
-    pub(crate) fn farewell(&self) -> Farewell<'_, K, V> {
-        Farewell::new(self.config.listener.as_ref())
+    pub(crate) fn notifier(&self) -> Notifier<'_, K, V> {
+        Notifier::new(&self.removals)
     }
 
     /// Gives back the room of an entry that has left its shard. Still under the lock: a writer that

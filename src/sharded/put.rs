@@ -20,17 +20,18 @@
 use std::hash::{BuildHasher, Hash};
 use std::time::Duration;
 
-use crate::error::{ErrorKind, InsertError};
+use crate::error::ErrorKind;
 use crate::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::budget::{Amount, Reservation, Shortage};
 use super::clock::{Span, Stamp};
 use super::expiry::Life;
-use super::farewell::{Farewell, Gone};
 use super::index::SlotHash;
 use super::policy::Leave;
+use super::removal::{Gone, Notifier};
 use super::shard::{Once, Patience, Shard};
-use super::table::{Entry, Table, Ticket, Verdict};
+use super::table::{Entry, State, Table, Ticket, Verdict};
+use super::write::Condition;
 use super::{Place, RemovalCause, ShardedCache};
 
 /// Entries that leave under one lock hold at most.
@@ -42,9 +43,10 @@ const WAITS: u32 = 24;
 /// A put on its way.
 pub(super) struct Put<'a, K, V> {
     pub(super) at: Place<'a, K, V>,
+    /// The moment of the entry that was last tried.
     now: Stamp,
-    /// See [`Terms::epoch`](super::write::Terms::epoch).
-    epoch: Option<u64>,
+    /// See [`Terms::condition`](super::write::Terms::condition).
+    condition: Option<Condition<'a>>,
     pub(super) reservation: Reservation<'a>,
     /// Whether shards that hold less than their share must give as well.
     desperate: bool,
@@ -55,13 +57,6 @@ pub(super) struct Newcomer<K, V> {
     pub(super) key: K,
     pub(super) value: V,
     pub(super) ticket: Ticket,
-}
-
-impl<K, V> Newcomer<K, V> {
-    /// Gives key and value back.
-    pub(super) fn refused(self, kind: ErrorKind) -> InsertError<K, V> {
-        InsertError::new(kind, self.key, self.value)
-    }
 }
 
 /// What [`put_at_once`](ShardedCache::put_at_once) came to.
@@ -78,8 +73,8 @@ pub(super) enum AtOnce {
 pub(super) enum Hurdle {
     /// It needs this much beyond what could be freed there.
     NoRoom(Amount),
-    /// Something was invalidated since its value was loaded.
-    Invalidated,
+    /// Something newer came since its value was loaded.
+    Superseded,
 }
 
 impl<K, V, S> ShardedCache<K, V, S>
@@ -151,7 +146,7 @@ where
         at: Place<'_, K, V>,
         new: &mut Option<(K, V)>,
         ticket: Ticket,
-        epoch: Option<u64>,
+        condition: Option<Condition<'_>>,
         gone: &mut Option<(K, V, RemovalCause)>,
         patience: P,
     ) -> AtOnce {
@@ -160,7 +155,7 @@ where
             let Some((key, value)) = new else { return AtOnce::Left };
             // Acquire: see the head of `invalidate.rs`, case 4.
             let is_outdated = table.generation() != self.generation.load(Acquire);
-            if is_outdated || epoch.is_some_and(|epoch| self.is_past(epoch)) {
+            if is_outdated || condition.is_some() {
                 return AtOnce::Left;
             }
             let counters = &at.shard.counters;
@@ -221,10 +216,15 @@ where
     pub(super) fn start_put<'a>(
         &'a self,
         at: Place<'a, K, V>,
-        now: Stamp,
-        epoch: Option<u64>,
+        condition: Option<Condition<'a>>,
     ) -> Put<'a, K, V> {
-        Put { at, now, epoch, reservation: Reservation::new(&self.budget), desperate: false }
+        Put {
+            at,
+            now: Stamp::ZERO,
+            condition,
+            reservation: Reservation::new(&self.budget),
+            desperate: false,
+        }
     }
 
     /// Takes `newcomer` into its shard, round after round until there is room.
@@ -232,7 +232,7 @@ where
         &self,
         put: &mut Put<'_, K, V>,
         newcomer: &mut Option<Newcomer<K, V>>,
-        farewell: &mut Farewell<'_, K, V>,
+        notifier: &mut Notifier<'_, K, V>,
         patience: P,
     ) -> Result<(), ErrorKind> {
         let weight = newcomer.as_ref().map_or(0, |newcomer| newcomer.ticket.weight);
@@ -240,7 +240,7 @@ where
         let most = WAITS + 64 + u32::try_from(self.len() / (BITE / 2)).unwrap_or(u32::MAX / 2);
         let mut waits = 0;
         for rounds in 1..=most {
-            let attempt = self.change(put.at.shard, patience, farewell, |table, gone| {
+            let attempt = self.change(put.at.shard, patience, notifier, |table, gone| {
                 (self.try_here(put, table, newcomer, gone), !gone.is_empty())
             });
             let Some((attempt, mut freed)) = attempt else {
@@ -249,12 +249,12 @@ where
             };
             let need = match attempt {
                 Ok(()) => return Ok(()),
-                Err(Hurdle::Invalidated) => return Err(ErrorKind::Invalidated),
+                Err(Hurdle::Superseded) => return Err(ErrorKind::Superseded),
                 Err(Hurdle::NoRoom(need)) => need,
             };
             // The limits may have been lowered since the put began.
             self.can_ever_fit(weight)?;
-            freed |= self.take_elsewhere(put, need, farewell, patience);
+            freed |= self.take_elsewhere(put, need, notifier, patience);
             if freed {
                 continue;
             }
@@ -284,12 +284,18 @@ where
         let Some(new) = newcomer else { return Ok(()) };
         // Before room is made: an entry that is not to be stored evicts nobody. An invalidation
         // that begins after this has its sweep come to this shard after this lock hold.
-        if put.epoch.is_some_and(|epoch| self.is_past(epoch)) {
-            return Err(Hurdle::Invalidated);
+        if put.condition.is_some_and(|condition| self.is_past(condition)) {
+            return Err(Hurdle::Superseded);
         }
         let counters = &put.at.shard.counters;
         let ticket = new.ticket;
+        put.now = ticket.now;
         let found = table.find(ticket.hash, &new.key);
+        if put.condition.is_some_and(|condition| condition.superseded.is_some())
+            && found.is_some_and(|(id, entry)| table.state(id, entry, put.now) == State::Fresh)
+        {
+            return Err(Hurdle::Superseded);
+        }
         let found = found.map(|(id, entry)| (id, !table.is_dead(id, entry, put.now), entry.weight));
         let old = found.filter(|&(_, alive, _)| alive);
         // An expired entry of the same key is no update: it leaves, and its room is the first taken.
@@ -381,7 +387,7 @@ where
         &self,
         put: &mut Put<'_, K, V>,
         need: Amount,
-        farewell: &mut Farewell<'_, K, V>,
+        notifier: &mut Notifier<'_, K, V>,
         patience: P,
     ) -> bool {
         let all = self.shards.len();
@@ -399,8 +405,8 @@ where
                 (self.make_room(put, shard, table, need, None, gone), !gone.is_empty())
             };
             let taken = match wait {
-                Some(brief) => self.change(shard, brief, farewell, take),
-                None => self.change(shard, Once, farewell, take),
+                Some(brief) => self.change(shard, brief, notifier, take),
+                None => self.change(shard, Once, notifier, take),
             };
             let Some((covered, some)) = taken else { continue };
             if covered {

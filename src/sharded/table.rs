@@ -11,7 +11,7 @@ use equivalent::Equivalent;
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::budget::{Amount, Shortage};
-use super::chunked::{Chunked, SlotId};
+use super::chunked::{self, Chunked, SlotId};
 use super::clock::{Grace, Span, Stamp};
 use super::expiry::{Expiry, Jitter, Life};
 use super::idle::Idle;
@@ -79,6 +79,23 @@ pub(super) struct Ticket {
     pub(super) life: Life,
     pub(super) now: Stamp,
     pub(super) written: u32,
+}
+
+/// The entries of a table that is no longer used.
+pub(super) struct Entries<K, V>(chunked::IntoIter<Slot<K, V>>);
+
+impl<K, V> Entries<K, V> {
+    /// Passes the entries of the next `slots` slots to `take`; says whether there may be more.
+    pub(super) fn take_bite(&mut self, slots: usize, mut take: impl FnMut(Entry<K, V>)) -> bool {
+        for _ in 0..slots {
+            match self.0.next() {
+                Some(Slot::Occupied(entry)) => take(entry),
+                Some(Slot::Vacant(_)) => {}
+                None => return false,
+            }
+        }
+        true
+    }
 }
 
 /// Why a victim was chosen.
@@ -525,9 +542,9 @@ impl<K, V> Table<K, V> {
         std::mem::replace(self, new)
     }
 
-    /// All entries.
-    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry<K, V>> {
-        (0..self.slots()).filter_map(|place| Some(self.entry_at(place)?.1))
+    /// The entries, for dropping them bite by bite; all else is given back at once.
+    pub(super) fn into_entries(self) -> Entries<K, V> {
+        Entries(self.slots.into_iter())
     }
 
     /// Panics unless every part agrees with every other. Goes through everything.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use equivalent::Equivalent;
 
 use crate::error::{CacheError, InsertError};
+use crate::sync::atomic::AtomicBool;
 
 use super::policy::Leave;
 use super::put::{AtOnce, Newcomer};
@@ -15,12 +16,21 @@ use super::{Place, RemovalCause, ShardedCache};
 
 /// On what terms an entry is stored.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Terms {
+pub(crate) struct Terms<'a> {
     /// A time-to-live of its own, in place of the cache's.
     pub(crate) time_to_live: Option<Duration>,
-    /// The [`epoch`](ShardedCache::epoch) from before the value was loaded: if anything has been
-    /// invalidated since, it is not stored.
-    pub(crate) epoch: Option<u64>,
+    /// For a value that was loaded: unless something newer came since.
+    pub(crate) condition: Option<Condition<'a>>,
+}
+
+/// What must hold under the write lock of the shard for a loaded value to be stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Condition<'a> {
+    /// The [`epoch`](ShardedCache::epoch) from before the value was loaded is still that of the cache.
+    pub(crate) epoch: u64,
+    /// This is not set, and there is no fresh entry of the key: one that was there when the load began
+    /// would have been served instead, so it is newer. Relaxed: it is set before the shard is locked.
+    pub(crate) superseded: Option<&'a AtomicBool>,
 }
 
 impl<K, V, S> ShardedCache<K, V, S>
@@ -76,7 +86,7 @@ where
         value: V,
         time_to_live: Duration,
     ) -> Result<(), InsertError<K, V>> {
-        let terms = Terms { time_to_live: Some(time_to_live), epoch: None };
+        let terms = Terms { time_to_live: Some(time_to_live), condition: None };
         self.insert_within(key, value, terms, Unlimited)
     }
 
@@ -123,6 +133,7 @@ where
     /// ```
     pub fn remove<Q>(&self, key: &Q) -> Option<V>
     where
+        V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
     {
         self.remove_within(key, Unlimited).flatten()
@@ -131,6 +142,7 @@ where
     /// A `remove` that waits at most `wait` for the lock, zero tries once; `None` if it was not had.
     pub(crate) fn remove_slice<Q>(&self, key: &Q, wait: Duration) -> Option<Option<V>>
     where
+        V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
     {
         match wait {
@@ -141,13 +153,14 @@ where
 
     fn remove_within<Q, P>(&self, key: &Q, patience: P) -> Option<Option<V>>
     where
+        V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
         P: Patience,
     {
         let now = self.now_for_reading();
         let at = self.place(key);
-        let mut farewell = self.farewell();
-        let entry = self.change(at.shard, patience, &mut farewell, |table, _| {
+        let mut notifier = self.notifier();
+        let entry = self.change(at.shard, patience, &mut notifier, |table, _| {
             let (id, entry) = table.find(at.hash, key)?;
             let alive = table.state(id, entry, now) == State::Fresh;
             let entry = table.take(id, Leave::Other)?;
@@ -156,13 +169,19 @@ where
             if alive { &counters.removals } else { &counters.expired }.count();
             Some((entry, alive))
         });
-        if let Some(Some((entry, alive))) = &entry {
-            let cause = if *alive { RemovalCause::Removed } else { RemovalCause::Expired };
-            farewell.tell(&entry.key, &entry.value, cause);
-        }
-        farewell.end();
-        let Some((entry, alive)) = entry? else { return Some(None) };
-        Some(alive.then_some(entry.value))
+        let removed = match entry? {
+            Some((entry, true)) => {
+                notifier.tell(entry.key, &entry.value, RemovalCause::Removed);
+                Some(entry.value)
+            }
+            Some((entry, false)) => {
+                notifier.dispose((entry.key, entry.value, RemovalCause::Expired));
+                None
+            }
+            None => None,
+        };
+        notifier.end();
+        Some(removed)
     }
 
     /// An insert of what is in `entry` that does not wait. Counts neither a timeout nor a refusal.
@@ -172,7 +191,7 @@ where
     pub(crate) fn insert_at_once(
         &self,
         entry: &mut Option<(K, V)>,
-        terms: Terms,
+        terms: Terms<'_>,
     ) -> Result<(), CacheError> {
         self.insert_uncounted(entry, terms, Once)
     }
@@ -181,7 +200,7 @@ where
     pub(crate) fn insert_slice(
         &self,
         entry: &mut Option<(K, V)>,
-        terms: Terms,
+        terms: Terms<'_>,
         wait: Duration,
     ) -> Result<(), CacheError> {
         self.insert_uncounted(entry, terms, Until::after(wait))
@@ -193,14 +212,10 @@ where
         self.insert_counted(entry, Terms::default(), Unlimited)
     }
 
-    /// Counts a put that was not carried out; not one that an invalidation refused, which is none
+    /// Counts a put that was not carried out; not a load that something newer refused, which is none
     /// of the caller's.
     pub(crate) fn count_refusal<Q: Hash + ?Sized>(&self, key: &Q, error: &CacheError) {
-        if error.is_invalidated() {
-            return;
-        }
-        let counters = &self.place(key).shard.counters;
-        if error.is_timeout() { &counters.timeouts } else { &counters.rejected }.count();
+        self.place(key).shard.count_refusal(error);
     }
 
     #[inline]
@@ -208,7 +223,7 @@ where
         &self,
         key: K,
         value: V,
-        terms: Terms,
+        terms: Terms<'_>,
         patience: P,
     ) -> Result<(), InsertError<K, V>> {
         let mut entry = Some((key, value));
@@ -224,7 +239,7 @@ where
     fn insert_counted<P: Patience>(
         &self,
         entry: &mut Option<(K, V)>,
-        terms: Terms,
+        terms: Terms<'_>,
         patience: P,
     ) -> Result<(), CacheError> {
         self.insert_uncounted(entry, terms, patience).inspect_err(|error| {
@@ -240,7 +255,7 @@ where
     pub(super) fn insert_uncounted<P: Patience>(
         &self,
         entry: &mut Option<(K, V)>,
-        terms: Terms,
+        terms: Terms<'_>,
         patience: P,
     ) -> Result<(), CacheError> {
         let Some((key, value)) = &*entry else { return Ok(()) };
@@ -248,8 +263,8 @@ where
         let ticket = self.ticket(at, key, value, terms.time_to_live);
         self.admit(&ticket, terms.time_to_live)?;
         let mut gone = None;
-        let put = self.put_at_once(at, entry, ticket, terms.epoch, &mut gone, patience);
-        if put != AtOnce::Left && self.config.listener.is_none() {
+        let put = self.put_at_once(at, entry, ticket, terms.condition, &mut gone, patience);
+        if put != AtOnce::Left && self.removals.is_idle() {
             // What has left is dropped here, with no lock held.
             return Ok(());
         }
@@ -268,30 +283,28 @@ where
         entry: &mut Option<(K, V)>,
         gone: Option<(K, V, RemovalCause)>,
         ticket: Ticket,
-        terms: Terms,
+        terms: Terms<'_>,
         patience: P,
     ) -> Result<(), CacheError> {
-        let mut farewell = self.farewell();
-        if let Some((key, value, cause)) = &gone {
-            farewell.tell(key, value, *cause);
-        }
+        let mut notifier = self.notifier();
+        notifier.dispose_all(gone.into_iter());
         match (at_once, entry.take()) {
             (AtOnce::Replaced, Some((key, value))) => {
-                farewell.tell(&key, &value, RemovalCause::Replaced);
-                farewell.end();
+                notifier.dispose((key, value, RemovalCause::Replaced));
+                notifier.end();
                 Ok(())
             }
             (AtOnce::Left, Some((key, value))) => {
-                let mut put = self.start_put(at, ticket.now, terms.epoch);
+                let mut put = self.start_put(at, terms.condition);
                 let mut newcomer = Some(Newcomer { key, value, ticket });
-                let outcome = self.carry_out(&mut put, &mut newcomer, &mut farewell, patience);
+                let outcome = self.carry_out(&mut put, &mut newcomer, &mut notifier, patience);
                 drop(put);
-                farewell.end();
+                notifier.end();
                 *entry = newcomer.map(|Newcomer { key, value, .. }| (key, value));
                 outcome.map_err(CacheError::from)
             }
             _ => {
-                farewell.end();
+                notifier.end();
                 Ok(())
             }
         }
