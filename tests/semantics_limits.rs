@@ -472,7 +472,8 @@ fn entries_that_weigh_nothing_are_limited_by_number_only() {
                 assert_eq!(cache.len(), 900, "the largest alone had to go");
             }
             cache.validate();
-            let none = weighed(policy, pressure, shards).max_weight(0).build().unwrap();
+            let none = weighed(policy, pressure, shards).max_weight(0).min_weight(0);
+            let none = none.build().unwrap();
             (0..100).for_each(|key| none.insert(key, 0).unwrap());
             assert_eq!(none.len(), 100);
             assert!(none.insert(0, 1).is_err());
@@ -480,4 +481,34 @@ fn entries_that_weigh_nothing_are_limited_by_number_only() {
             none.validate();
         });
     });
+}
+
+#[test]
+fn entries_without_weight_are_bounded_where_weight_is_the_only_limit() {
+    let builder = || ShardedCache::<u64, u64>::builder().max_weight(100).weigher(|_, _| 0);
+    let cache = builder().build().unwrap();
+    (0..1000).for_each(|key| cache.insert(key, key).unwrap());
+    assert_eq!((cache.len(), cache.weight()), (100, 100));
+    // Asked otherwise, and where the entries are limited anyway.
+    for cache in [builder().min_weight(0).build(), builder().max_entries(1000).build()] {
+        let cache = cache.unwrap();
+        (0..1000).for_each(|key| cache.insert(key, key).unwrap());
+        assert_eq!((cache.len(), cache.weight()), (1000, 0));
+    }
+    let cache = builder().min_weight(7).build().unwrap();
+    (0..1000).for_each(|key| cache.insert(key, key).unwrap());
+    assert_eq!((cache.len(), cache.weight()), (14, 98));
+    assert!(builder().min_weight(101).build().unwrap().insert(1, 1).is_err());
+}
+
+#[test]
+fn a_small_cache_limited_by_weight_has_the_shards_of_a_small_cache() {
+    let weighed = |max| {
+        ShardedCache::<u64, Vec<u8>>::builder().max_weight(max).weigher(|_, v| v.len() as u64)
+    };
+    assert_eq!(weighed(100 * 3072).build().unwrap().shards(), 1);
+    assert_eq!(weighed(8 << 20).build().unwrap().shards(), 2);
+    assert!(weighed(1 << 40).build().unwrap().shards() >= 4);
+    assert_eq!(weighed(1 << 40).max_entries(100).build().unwrap().shards(), 1);
+    assert_eq!(weighed(100).shards(8).build().unwrap().shards(), 8);
 }

@@ -42,7 +42,6 @@ use crate::stats::CacheStats;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 pub use builder::ShardedCacheBuilder;
-pub(crate) use builder::default_shards;
 pub use clock::Clock;
 pub use policy::{EvictionPolicy, MemoryPressure};
 pub use stats::ShardStats;
@@ -165,6 +164,7 @@ struct Config<K, V> {
     plan: Plan,
     time_to_live: Option<Duration>,
     weigher: Option<Measure<K, V>>,
+    min_weight: u64,
     size: Option<Measure<K, V>>,
     time: Time,
 }
@@ -229,6 +229,12 @@ impl<K, V, S> ShardedCache<K, V, S> {
             config,
         }
     }
+
+    /// The bytes that an entry takes beside what its key and value own on the heap: its slot, with key
+    /// and value in it, and its part of the index and of the orders of eviction and expiry. For a
+    /// [`weigher`](ShardedCacheBuilder::weigher) that counts bytes.
+    pub const ENTRY_OVERHEAD: u64 =
+        (size_of::<table::Slot<K, V>>() + table::BESIDE_THE_SLOT) as u64;
 
     /// Entries held, expired ones that nobody has noticed yet included. `O(1)`, no lock.
     ///
