@@ -72,6 +72,7 @@ mod hasher;
 mod sharded;
 mod stats;
 mod sync;
+mod timer;
 mod vector;
 
 pub use embedding::{

@@ -104,6 +104,24 @@ fn small_things_are_small() {
     assert!(put <= 2 * given + 6 * size_of::<usize>(), "{put}");
 }
 
+/// A load holds the caller's future by a pointer: by value each async function on the way to where it
+/// is polled would hold it twice.
+#[test]
+fn a_load_does_not_multiply_the_future_it_is_given() {
+    async fn model<const SIZE: usize>() -> [f32; 1] {
+        let held = std::hint::black_box([1_u8; SIZE]);
+        tokio::task::yield_now().await;
+        [f32::from(held[SIZE - 1])]
+    }
+    let (cache, key) = (EmbeddingCache::new(1, 1, 1), CacheKey::new("a", "m"));
+    let small = size_of_val(&cache.load().get_or_embed_borrowed(&key, model::<1>));
+    let large = size_of_val(&cache.load().get_or_embed_borrowed(&key, model::<4096>));
+    assert!(large <= small + 3 * 4096, "borrowed: {small}, {large}");
+    let small = size_of_val(&cache.get_or_embed(&key, model::<1>));
+    let large = size_of_val(&cache.get_or_embed(&key, model::<4096>));
+    assert!(large <= small + 3 * 4096, "owned: {small}, {large}");
+}
+
 #[test]
 fn debug_is_short_and_shows_no_contents() {
     const COMPONENT: f32 = 0.123_456;

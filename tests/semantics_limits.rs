@@ -472,8 +472,7 @@ fn entries_that_weigh_nothing_are_limited_by_number_only() {
                 assert_eq!(cache.len(), 900, "the largest alone had to go");
             }
             cache.validate();
-            let none = weighed(policy, pressure, shards).max_weight(0).min_weight(0);
-            let none = none.build().unwrap();
+            let none = weighed(policy, pressure, shards).max_weight(0).build().unwrap();
             (0..100).for_each(|key| none.insert(key, 0).unwrap());
             assert_eq!(none.len(), 100);
             assert!(none.insert(0, 1).is_err());
@@ -487,18 +486,22 @@ fn entries_that_weigh_nothing_are_limited_by_number_only() {
 fn entries_without_weight_are_bounded_where_weight_is_the_only_limit() {
     let builder = || ShardedCache::<u64, u64>::builder().max_weight(100).weigher(|_, _| 0);
     let cache = builder().build().unwrap();
-    (0..1000).for_each(|key| cache.insert(key, key).unwrap());
-    assert_eq!((cache.len(), cache.weight()), (100, 100));
-    // Asked otherwise, and where the entries are limited anyway.
-    for cache in [builder().min_weight(0).build(), builder().max_entries(1000).build()] {
-        let cache = cache.unwrap();
-        (0..1000).for_each(|key| cache.insert(key, key).unwrap());
-        assert_eq!((cache.len(), cache.weight()), (1000, 0));
-    }
-    let cache = builder().min_weight(7).build().unwrap();
-    (0..1000).for_each(|key| cache.insert(key, key).unwrap());
-    assert_eq!((cache.len(), cache.weight()), (14, 98));
-    assert!(builder().min_weight(101).build().unwrap().insert(1, 1).is_err());
+    (0..5000).for_each(|key| cache.insert(key, key).unwrap());
+    assert_eq!((cache.len(), cache.weight(), cache.max_entries()), (1024, 0, usize::MAX));
+    // The bound follows from the weight, and is no other than that of entries which weigh 1.
+    assert_eq!(cache.set_max_weight(2000).unwrap(), 0);
+    (0..5000).for_each(|key| cache.insert(key, key).unwrap());
+    assert_eq!((cache.len(), cache.max_entries()), (2000, usize::MAX));
+    assert_eq!(cache.set_max_weight(1).unwrap(), 976);
+    // A limit on entries that is set holds instead.
+    assert_eq!(cache.set_max_entries(10), 1014);
+    assert_eq!(cache.set_max_weight(5000).unwrap(), 0);
+    assert_eq!((cache.len(), cache.max_entries()), (10, 10));
+    cache.validate();
+    // Asked otherwise.
+    let cache = builder().max_entries(usize::MAX).build().unwrap();
+    (0..5000).for_each(|key| cache.insert(key, key).unwrap());
+    assert_eq!((cache.len(), cache.weight()), (5000, 0));
 }
 
 #[test]

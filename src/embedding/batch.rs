@@ -96,6 +96,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let mut admitted = Vec::new();
         let mut positions = Vec::new();
         let mut pace = Pace::default();
+        // Not the caller's iterator: held over an await it would have to be `Send`.
+        let entries: Vec<(K, V)> = entries.into_iter().collect();
         for (position, (key, vector)) in entries.into_iter().enumerate() {
             if position % GROUP == GROUP - 1 {
                 pace.step().await;
@@ -103,6 +105,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             let vector = vector.into();
             match self.admit(&key, &vector) {
                 Ok(stored) => {
+                    self.inner.inflight.supersede(&key.probe());
                     positions.push(results.len());
                     admitted.push((stored, vector.into_shared()));
                     results.push(Ok(()));
@@ -126,7 +129,7 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
     pub(super) async fn insert_all(
         &self,
         entries: Vec<(Stored<K>, Components)>,
-        terms: Terms,
+        terms: Terms<'static>,
     ) -> Vec<Result<(), CacheError>> {
         let mut insert = self.core.start_insert_many(entries, terms);
         let mut pace = Pace::default();

@@ -20,8 +20,6 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::Semaphore;
-
 use crate::hasher::DefaultHashBuilder;
 use crate::sharded::{EvictionPolicy, MemoryPressure, ShardedCache};
 use crate::stats::{CacheInfo, CacheStats};
@@ -37,7 +35,7 @@ pub use maintenance::CleanupHandle;
 use admission::Admission;
 use builder::Loading;
 use key::form::Form;
-use load::Flights;
+use load::{Inflight, Permits};
 use observe::Observer;
 use wait::Waiters;
 
@@ -115,10 +113,11 @@ struct Inner<K: EmbeddingKey, S> {
     waiters: Waiters,
     admission: Admission,
     /// The keys that are being loaded: only those, never a vector that is stored.
-    flights: Flights<Stored<K>>,
-    /// The calls of loads that may still begin.
-    calls: Semaphore,
+    inflight: Inflight<Stored<K>>,
+    /// How many calls of loads may still begin.
+    permits: Arc<Permits>,
     max_batch: usize,
+    load_timeout: Option<Duration>,
     stale_while_revalidate: Duration,
     stale_if_error: Duration,
     observer: Observer,
@@ -175,9 +174,10 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
             core,
             waiters: Waiters::default(),
             admission,
-            flights: Flights::new(loading.max_in_flight),
-            calls: Semaphore::new(loading.max_concurrent),
+            inflight: Inflight::new(loading.max_in_flight),
+            permits: Arc::new(Permits::new(loading.max_concurrent)),
             max_batch: loading.max_batch,
+            load_timeout: loading.load_timeout,
             stale_while_revalidate: loading.stale_while_revalidate,
             stale_if_error: loading.stale_if_error,
             observer: Observer::new(name),
@@ -228,7 +228,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
             shards: core.shards(),
             created_at: core.created_at(),
             taken_at: core.wall_time(),
-            keys_in_flight: self.inner.flights.len(),
+            keys_in_flight: self.inner.inflight.len(),
             stats: self.stats(),
         }
     }

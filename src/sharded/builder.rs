@@ -37,7 +37,6 @@ pub struct ShardedCacheBuilder<K, V, S = DefaultHashBuilder> {
     max_entries: Option<usize>,
     max_weight: Option<u64>,
     weigher: Option<Measure<K, V>>,
-    min_weight: Option<u64>,
     size: Option<Measure<K, V>>,
     time_to_live: Option<Duration>,
     jitter: f64,
@@ -57,7 +56,6 @@ impl<K, V> Default for ShardedCacheBuilder<K, V> {
             max_entries: None,
             max_weight: None,
             weigher: None,
-            min_weight: None,
             size: None,
             time_to_live: None,
             jitter: 0.0,
@@ -83,40 +81,34 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
 
     /// The most weight the cache holds, at every instant, in the unit of the
     /// [`weigher`](Self::weigher), which must be set as well.
+    ///
+    /// Where [`max_entries`](Self::max_entries) is not set, the entries are bounded all the same: to
+    /// as many as this if each weighed 1, but not to less than 1,024. So a weigher that answers 0 does
+    /// not fill the machine; to ask for that, set `max_entries` to `usize::MAX`.
     pub fn max_weight(mut self, max: u64) -> Self {
         self.max_weight = Some(max);
         self
     }
 
     /// What an entry weighs, for example its bytes. Called once for each insert, outside the locks;
-    /// the weight is kept with the entry, and is at least the [`min_weight`](Self::min_weight).
+    /// the weight is kept with the entry.
     ///
     /// One that counts bytes should count those of the entry itself too:
     /// [`ShardedCache::ENTRY_OVERHEAD`].
-    pub fn weigher(mut self, weigher: impl Fn(&K, &V) -> u64 + Send + Sync + 'static) -> Self {
-        self.weigher = Some(Box::new(weigher));
-        self
-    }
-
-    /// What an entry weighs at least, whatever the [`weigher`](Self::weigher) says. The default is 1
-    /// where weight is the only limit, so that no number of entries is without a bound, and 0 where
-    /// the entries are limited too. [`ShardedCache::ENTRY_OVERHEAD`] is the right one for a weigher
-    /// that counts only the bytes behind keys and values; 0 asks for entries without any weight, and
-    /// of those a cache holds as many as there is memory.
     ///
     /// ```
     /// # use embedding_cache::ShardedCache;
-    /// let cache = ShardedCache::<u64, String>::builder()
+    /// type Cache = ShardedCache<u64, String>;
+    /// let cache = Cache::builder()
     ///     .max_weight(1 << 20)
-    ///     .weigher(|_: &u64, text: &String| text.capacity() as u64)
-    ///     .min_weight(ShardedCache::<u64, String>::ENTRY_OVERHEAD)
+    ///     .weigher(|_: &u64, text: &String| text.capacity() as u64 + Cache::ENTRY_OVERHEAD)
     ///     .build()?;
     /// cache.insert(1, String::new())?;
-    /// assert_eq!(cache.weight(), ShardedCache::<u64, String>::ENTRY_OVERHEAD);
+    /// assert_eq!(cache.weight(), Cache::ENTRY_OVERHEAD);
     /// # Ok::<(), embedding_cache::CacheError>(())
     /// ```
-    pub fn min_weight(mut self, min: u64) -> Self {
-        self.min_weight = Some(min);
+    pub fn weigher(mut self, weigher: impl Fn(&K, &V) -> u64 + Send + Sync + 'static) -> Self {
+        self.weigher = Some(Box::new(weigher));
         self
     }
 
@@ -229,7 +221,6 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
             max_entries,
             max_weight,
             weigher,
-            min_weight,
             size,
             time_to_live,
             jitter,
@@ -246,7 +237,6 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
             max_entries,
             max_weight,
             weigher,
-            min_weight,
             size,
             time_to_live,
             jitter,
@@ -311,9 +301,6 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
         };
         let max_entries = self.max_entries.unwrap_or(usize::MAX);
         let max_weight = self.max_weight.unwrap_or(u64::MAX);
-        let min_weight = self
-            .min_weight
-            .unwrap_or_else(|| u64::from(max_entries == usize::MAX && self.weigher.is_some()));
         let shards = self.shards.unwrap_or_else(|| default_shards(max_entries, max_weight));
         if shards == 0 || shards > MOST_SHARDS {
             return Err(ErrorKind::ShardCount { shards, limit: MOST_SHARDS }.into());
@@ -321,7 +308,10 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
         let shards = shards.next_power_of_two();
         Ok(ShardedCache::from_config(
             shards,
-            max_entries,
+            match self.max_entries {
+                Some(max) => max as u64,
+                None => entries_for(max_weight),
+            },
             max_weight,
             self.hasher,
             self.listener,
@@ -334,13 +324,19 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
                 },
                 time_to_live: self.time_to_live,
                 weigher: self.weigher,
-                min_weight,
+                entries_by_weight: self.max_entries.is_none(),
                 // Nothing else goes by it.
                 size: self.size.filter(|_| self.pressure == MemoryPressure::LargestFirst),
                 time: self.time.started(),
             },
         ))
     }
+}
+
+/// How many entries may be where only the weight is limited: as many as weigh 1 each, and some that
+/// weigh nothing beside them.
+pub(super) fn entries_for(max_weight: u64) -> u64 {
+    max_weight.max(1024)
 }
 
 /// About four shards for each processor, but none for less than [`ENTRIES_PER_SHARD`] entries or

@@ -62,7 +62,7 @@ where
     pub(crate) fn start_insert_many<I>(
         &self,
         entries: I,
-        terms: Terms,
+        terms: Terms<'static>,
     ) -> InsertMany<'_, K, V, S, I::IntoIter>
     where
         I: IntoIterator<Item = (K, V)>,
@@ -90,7 +90,7 @@ where
     S: BuildHasher,
 {
     /// Weighs an entry, and refuses it if it can never be stored.
-    fn pending(&self, key: K, value: V, terms: Terms) -> Pending<'_, K, V> {
+    fn pending(&self, key: K, value: V, terms: Terms<'_>) -> Pending<'_, K, V> {
         let at = self.place(&key);
         let ticket = self.ticket(at, &key, &value, terms.time_to_live);
         match self.admit(&ticket, terms.time_to_live) {
@@ -121,7 +121,7 @@ enum Pending<'a, K, V> {
 /// entries.
 pub(crate) struct InsertMany<'a, K, V, S, I> {
     cache: &'a ShardedCache<K, V, S>,
-    terms: Terms,
+    terms: Terms<'static>,
     /// `None` once it has ended, or panicked.
     entries: Option<I>,
     /// In the order given.
@@ -230,7 +230,7 @@ where
         let moment = notifier.catch(|| cache.now_for_writing());
         let mut done = *next;
         let stored = notifier.catch_all(|notifier| {
-            let mut put = cache.start_put(at, terms.epoch);
+            let mut put = cache.start_put(at, terms.condition);
             cache.change(at.shard, patience, notifier, |table, gone| {
                 for &place in &order[*next..end] {
                     let Pending::Entry(_, newcomer) = &mut group[usize::from(place)] else { break };
@@ -271,7 +271,7 @@ where
             let at = *at;
             stamp(newcomer, notifier.catch(|| cache.now_for_writing()));
             let outcome = notifier.catch_all(|notifier| {
-                let mut put = cache.start_put(at, terms.epoch);
+                let mut put = cache.start_put(at, terms.condition);
                 cache.carry_out(&mut put, newcomer, notifier, patience)
             });
             match outcome {

@@ -30,7 +30,8 @@ use super::index::SlotHash;
 use super::policy::Leave;
 use super::removal::{Gone, Notifier};
 use super::shard::{Once, Patience, Shard};
-use super::table::{Entry, Table, Ticket, Verdict};
+use super::table::{Entry, State, Table, Ticket, Verdict};
+use super::write::Condition;
 use super::{Place, RemovalCause, ShardedCache};
 
 /// Entries that leave under one lock hold at most.
@@ -44,8 +45,8 @@ pub(super) struct Put<'a, K, V> {
     pub(super) at: Place<'a, K, V>,
     /// The moment of the entry that was last tried.
     now: Stamp,
-    /// See [`Terms::epoch`](super::write::Terms::epoch).
-    epoch: Option<u64>,
+    /// See [`Terms::condition`](super::write::Terms::condition).
+    condition: Option<Condition<'a>>,
     pub(super) reservation: Reservation<'a>,
     /// Whether shards that hold less than their share must give as well.
     desperate: bool,
@@ -72,8 +73,8 @@ pub(super) enum AtOnce {
 pub(super) enum Hurdle {
     /// It needs this much beyond what could be freed there.
     NoRoom(Amount),
-    /// Something was invalidated since its value was loaded.
-    Invalidated,
+    /// Something newer came since its value was loaded.
+    Superseded,
 }
 
 impl<K, V, S> ShardedCache<K, V, S>
@@ -95,7 +96,6 @@ where
             self.may_expire.store(true, Relaxed);
         }
         let weight = self.config.weigher.as_ref().map_or(0, |weigh| weigh(key, value));
-        let weight = weight.max(self.config.min_weight);
         let size = self.config.size.as_ref().map_or(weight, |size| size(key, value));
         let (now, written) = self.now_for_writing();
         let span = self.span(time_to_live, at.hash);
@@ -152,7 +152,7 @@ where
         at: Place<'_, K, V>,
         new: &mut Option<(K, V)>,
         ticket: Ticket,
-        epoch: Option<u64>,
+        condition: Option<Condition<'_>>,
         gone: &mut Option<(K, V, RemovalCause)>,
         patience: P,
     ) -> AtOnce {
@@ -161,7 +161,7 @@ where
             let Some((key, value)) = new else { return AtOnce::Left };
             // Acquire: see the head of `invalidate.rs`, case 4.
             let is_outdated = table.generation() != self.generation.load(Acquire);
-            if is_outdated || epoch.is_some_and(|epoch| self.is_past(epoch)) {
+            if is_outdated || condition.is_some() {
                 return AtOnce::Left;
             }
             let counters = &at.shard.counters;
@@ -222,12 +222,12 @@ where
     pub(super) fn start_put<'a>(
         &'a self,
         at: Place<'a, K, V>,
-        epoch: Option<u64>,
+        condition: Option<Condition<'a>>,
     ) -> Put<'a, K, V> {
         Put {
             at,
             now: Stamp::ZERO,
-            epoch,
+            condition,
             reservation: Reservation::new(&self.budget),
             desperate: false,
         }
@@ -255,7 +255,7 @@ where
             };
             let need = match attempt {
                 Ok(()) => return Ok(()),
-                Err(Hurdle::Invalidated) => return Err(ErrorKind::Invalidated),
+                Err(Hurdle::Superseded) => return Err(ErrorKind::Superseded),
                 Err(Hurdle::NoRoom(need)) => need,
             };
             // The limits may have been lowered since the put began.
@@ -290,13 +290,18 @@ where
         let Some(new) = newcomer else { return Ok(()) };
         // Before room is made: an entry that is not to be stored evicts nobody. An invalidation
         // that begins after this has its sweep come to this shard after this lock hold.
-        if put.epoch.is_some_and(|epoch| self.is_past(epoch)) {
-            return Err(Hurdle::Invalidated);
+        if put.condition.is_some_and(|condition| self.is_past(condition)) {
+            return Err(Hurdle::Superseded);
         }
         let counters = &put.at.shard.counters;
         let ticket = new.ticket;
         put.now = ticket.now;
         let found = table.find(ticket.hash, &new.key);
+        if put.condition.is_some_and(|condition| condition.superseded.is_some())
+            && found.is_some_and(|(id, entry)| table.state(id, entry, put.now) == State::Fresh)
+        {
+            return Err(Hurdle::Superseded);
+        }
         let found = found.map(|(id, entry)| (id, !table.is_dead(id, entry, put.now), entry.weight));
         let old = found.filter(|&(_, alive, _)| alive);
         // An expired entry of the same key is no update: it leaves, and its room is the first taken.

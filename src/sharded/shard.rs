@@ -33,7 +33,7 @@ impl<K, V> Shard<K, V> {
     pub(super) fn count_refusal(&self, error: &CacheError) {
         if error.is_timeout() {
             self.counters.timeouts.count();
-        } else if !error.is_invalidated() {
+        } else if !error.is_superseded() {
             self.counters.rejected.count();
         }
     }

@@ -5,10 +5,14 @@ mod support;
 
 mod background;
 mod batcher;
+mod batcher_faults;
 mod batches;
 mod doors;
 mod failures;
 mod flights;
+mod hung;
 mod model;
+mod nested;
+mod newer;
 mod schedule;
 mod stale;

@@ -371,8 +371,6 @@ fn build(config: Config, clock: &Arc<FakeClock>, told: &Removals<u16, Value>) ->
     }
     if config.weigher {
         builder = builder.weigher(|_, value: &Value| value.weight);
-        // Entries of no weight are asked for.
-        builder = builder.min_weight(0);
     }
     if let Some(ttl) = config.time_to_live {
         builder = builder.time_to_live(ttl);
