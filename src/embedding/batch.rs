@@ -99,6 +99,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let mut admitted = Vec::with_capacity(entries.len());
         let mut positions = Vec::with_capacity(entries.len());
         let mut pace = Pace::default();
+        // Not the caller's iterator: held over an await it would have to be `Send`.
+        let entries: Vec<(K, V)> = entries.into_iter().collect();
         for (position, (key, vector)) in entries.into_iter().enumerate() {
             if position % GROUP == GROUP - 1 {
                 pace.step().await;

@@ -42,7 +42,6 @@ use crate::stats::CacheStats;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 pub use builder::ShardedCacheBuilder;
-pub(crate) use builder::default_shards;
 pub use clock::Clock;
 pub use policy::{EvictionPolicy, MemoryPressure};
 pub use stats::ShardStats;
@@ -52,7 +51,7 @@ pub(crate) use write::{Condition, Terms};
 pub(crate) use {insert_many::Progress, read::Sight, read_many::GROUP};
 
 use budget::{Amount, Budget};
-use builder::{Listener, Measure};
+use builder::{Listener, Measure, entries_for};
 use clock::{Stamp, Time};
 use index::SlotHash;
 use removal::{Notifier, Removals};
@@ -165,6 +164,8 @@ struct Config<K, V> {
     plan: Plan,
     time_to_live: Option<Duration>,
     weigher: Option<Measure<K, V>>,
+    /// Whether the limit on entries is none of its own, but follows from that on weight.
+    entries_by_weight: bool,
     size: Option<Measure<K, V>>,
     time: Time,
 }
@@ -206,7 +207,7 @@ impl<K, V> ShardedCache<K, V> {
 impl<K, V, S> ShardedCache<K, V, S> {
     fn from_config(
         shards: usize,
-        max_entries: usize,
+        max_entries: u64,
         max_weight: u64,
         hasher: S,
         listener: Option<Listener<K, V>>,
@@ -218,7 +219,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
             mask: shards - 1,
             tally: Tally::new(shards),
             hasher,
-            budget: Budget::new(Amount { entries: max_entries as u64, weight: max_weight }),
+            budget: Budget::new(Amount { entries: max_entries, weight: max_weight }),
             may_expire: AtomicBool::new(
                 config.time_to_live.is_some() || config.plan.time_to_idle.is_some(),
             ),
@@ -229,6 +230,12 @@ impl<K, V, S> ShardedCache<K, V, S> {
             config,
         }
     }
+
+    /// The bytes that an entry takes beside what its key and value own on the heap: its slot, with key
+    /// and value in it, and its part of the index and of the orders of eviction and expiry. For a
+    /// [`weigher`](ShardedCacheBuilder::weigher) that counts bytes.
+    pub const ENTRY_OVERHEAD: u64 =
+        (size_of::<table::Slot<K, V>>() + table::BESIDE_THE_SLOT) as u64;
 
     /// Entries held, expired ones that nobody has noticed yet included. `O(1)`, no lock.
     ///
@@ -275,9 +282,11 @@ impl<K, V, S> ShardedCache<K, V, S> {
         self.removals.pending().weight
     }
 
-    /// The limit on entries; `usize::MAX` if there is none.
+    /// The limit on entries; `usize::MAX` if none was set.
     pub fn max_entries(&self) -> usize {
-        self.budget.max().entries as usize
+        let max = self.budget.max();
+        let follows = self.config.entries_by_weight && max.entries == entries_for(max.weight);
+        if follows { usize::MAX } else { max.entries as usize }
     }
 
     /// The limit on weight; `u64::MAX` if there is none.

@@ -109,16 +109,22 @@ where
         ticket: &Ticket,
         time_to_live: Option<Duration>,
     ) -> Result<(), ErrorKind> {
-        if let Some(ttl) = time_to_live.filter(|ttl| *ttl > Stamp::LONGEST) {
-            return Err(ErrorKind::TtlTooLong { ttl, limit: Stamp::LONGEST });
+        if let Some(ttl) = time_to_live {
+            self.check_ttl(ttl)?;
         }
         self.can_ever_fit(ticket.weight)
+    }
+
+    /// Refuses a time-to-live that no sum of moments can hold together with the grace.
+    pub(super) fn check_ttl(&self, ttl: Duration) -> Result<(), ErrorKind> {
+        let limit = Stamp::LONGEST.saturating_sub(self.config.plan.grace.length());
+        if ttl > limit { Err(ErrorKind::TtlTooLong { ttl, limit }) } else { Ok(()) }
     }
 
     /// How long an entry is kept: its own time-to-live, or the cache's as the jitter has it, and the
     /// grace; but one that is expired at once is not kept.
     #[inline]
-    fn span(&self, own_ttl: Option<Duration>, hash: SlotHash) -> Span {
+    pub(super) fn span(&self, own_ttl: Option<Duration>, hash: SlotHash) -> Span {
         let plan = &self.config.plan;
         let common = || self.config.time_to_live.map(|ttl| plan.jitter.apply(ttl, hash));
         match own_ttl.or_else(common) {

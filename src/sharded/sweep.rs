@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::error::{CacheError, ErrorKind};
 
 use super::budget::{Amount, Shortage};
+use super::builder::entries_for;
 use super::clock::Stamp;
 use super::policy::Leave;
 use super::removal::Notifier;
@@ -157,7 +158,13 @@ impl<K, V, S> ShardedCache<K, V, S> {
             return Err(ErrorKind::NoWeigher { limit: max }.into());
         }
         let now = self.config.time.now();
+        // Whether a limit on entries was set since: then it stays.
+        let before = self.budget.max();
+        let follows = self.config.entries_by_weight && before.entries == entries_for(before.weight);
         self.budget.set_max_weight(max);
+        if follows {
+            self.budget.set_max_entries(entries_for(max));
+        }
         Ok(self.shrink(now))
     }
 

@@ -128,6 +128,10 @@ impl Plan {
     }
 }
 
+/// Bytes of an entry in what stands beside its slot: index, order of eviction, expiry, with the room
+/// to grow; as a counting allocator finds them in the mean.
+pub(super) const BESIDE_THE_SLOT: usize = 38;
+
 /// In place of a mark: nothing has been settled yet.
 const UNSETTLED: u32 = 0;
 
@@ -462,6 +466,16 @@ impl<K, V> Table<K, V> {
         }
         self.written[id] = written;
         old
+    }
+
+    /// Gives an entry that is here another time to live. No use of it.
+    pub(super) fn set_span(&mut self, id: SlotId, span: Span, now: Stamp) {
+        self.latest = self.latest.max(now);
+        if let Slot::Occupied(entry) = &mut self.slots[id] {
+            self.expiry.cancel(id, entry.expiry, entry.hash);
+            entry.expiry = self.latest.expiry(span);
+            self.expiry.schedule(id, entry.expiry, Life::Own, entry.hash);
+        }
     }
 
     /// Takes an entry out.

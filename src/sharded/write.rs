@@ -6,7 +6,7 @@ use std::time::Duration;
 use equivalent::Equivalent;
 
 use crate::error::{CacheError, InsertError};
-use crate::sync::atomic::AtomicBool;
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::policy::Leave;
 use super::put::{AtOnce, Newcomer};
@@ -118,6 +118,80 @@ where
         wait: Duration,
     ) -> Result<(), InsertError<K, V>> {
         self.insert_within(key, value, Terms::default(), Until::after(wait))
+    }
+
+    /// Gives the live entry of `key` another time to live, which begins now, and says whether there
+    /// was one. The time-to-live of the cache, or the one it was inserted with, holds no longer; zero
+    /// means expired at once. That is no use of the entry and no write of its value: it changes
+    /// nothing in the order of eviction, a [time-to-idle](super::ShardedCacheBuilder::time_to_idle)
+    /// goes on, and [`entry_info`](Self::entry_info) tells of the last write as before.
+    ///
+    /// The write lock of one shard; `O(log n)` in the entries with a time-to-live of their own.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::is_invalid_ttl`] if `time_to_live` is over 292 years: nothing has changed.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert("a".to_string(), 1)?;
+    /// assert!(cache.set_ttl("a", Duration::from_secs(60))?);
+    /// assert!(cache.entry_info("a").unwrap().expires_in.is_some());
+    /// assert!(!cache.set_ttl("b", Duration::from_secs(60))?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_ttl<Q>(&self, key: &Q, time_to_live: Duration) -> Result<bool, CacheError>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        Ok(self.set_ttl_within(key, time_to_live, Unlimited)?.unwrap_or_default())
+    }
+
+    /// A `set_ttl` that waits at most `wait` for the lock, zero tries once; `None` if it was not had.
+    pub(crate) fn set_ttl_slice<Q>(
+        &self,
+        key: &Q,
+        time_to_live: Duration,
+        wait: Duration,
+    ) -> Result<Option<bool>, CacheError>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        match wait {
+            Duration::ZERO => self.set_ttl_within(key, time_to_live, Once),
+            wait => self.set_ttl_within(key, time_to_live, Until::after(wait)),
+        }
+    }
+
+    fn set_ttl_within<Q, P>(
+        &self,
+        key: &Q,
+        time_to_live: Duration,
+        patience: P,
+    ) -> Result<Option<bool>, CacheError>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+        P: Patience,
+    {
+        self.check_ttl(time_to_live)?;
+        // Before the entry can expire, as in `ticket`.
+        self.may_expire.store(true, Relaxed);
+        let (now, _) = self.now_for_writing();
+        let at = self.place(key);
+        let span = self.span(Some(time_to_live), at.hash);
+        let mut notifier = self.notifier();
+        let found = self.change(at.shard, patience, &mut notifier, |table, _| {
+            let fresh = |(id, entry)| table.state(id, entry, now) == State::Fresh;
+            let Some(id) = table.find(at.hash, key).filter(|&it| fresh(it)).map(|it| it.0) else {
+                return false;
+            };
+            table.set_span(id, span, now);
+            true
+        });
+        notifier.end();
+        Ok(found)
     }
 
     /// Removes the entry of `key` and returns its value, if it was alive. The write lock of one
