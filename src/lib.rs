@@ -22,12 +22,36 @@
 //! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
 //! let cache = EmbeddingCache::builder().max_bytes(256 << 20).build()?;
 //! // What determines a vector beside the text.
-//! let e5 = CacheKey::builder("e5-base").revision("1").dimensions(2);
+//! let e5 = CacheKey::for_model("e5-base").revision("1").dimensions(2);
 //!
 //! let embed = || async { vec![0.6, 0.8] }; // your model
 //! let vector = cache.get_or_embed(e5.text("red"), embed).await?;
 //! assert_eq!(vector, [0.6, 0.8]);
 //! assert_eq!(cache.get(&e5.text("red")).await.unwrap(), vector);
+//! # Ok::<(), embedding_cache::CacheError>(())
+//! # }).unwrap();
+//! ```
+//!
+//! Where many requests miss at once, a [`Batcher`] makes one call of the model of what they ask for:
+//!
+//! ```
+//! use embedding_cache::{Batcher, CacheKey, EmbeddingCache};
+//!
+//! # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+//! let cache = EmbeddingCache::builder().max_bytes(256 << 20).build()?;
+//! let e5 = CacheKey::for_model("e5-base").revision("1");
+//! let batcher = Batcher::builder().max_batch(64).build(|texts: Vec<String>| async move {
+//!     texts.iter().map(|text| vec![text.len() as f32]).collect::<Vec<_>>() // your model
+//! })?;
+//!
+//! let texts = ["red", "green"].map(String::from); // of one request
+//! let keys: Vec<CacheKey> = texts.iter().map(|text| e5.text(text)).collect();
+//! let answers = cache.get_or_embed_many(&keys, |missing| {
+//!     let texts: Vec<String> = missing.select(&texts).cloned().collect();
+//!     let batcher = batcher.clone();
+//!     async move { batcher.embed_many(texts).await }
+//! });
+//! assert_eq!(answers.await[1].as_ref().unwrap(), &[5.0]);
 //! # Ok::<(), embedding_cache::CacheError>(())
 //! # }).unwrap();
 //! ```

@@ -19,7 +19,7 @@ use chrono::{DateTime, Utc};
 /// cache.get(&2);
 /// let stats = cache.stats();
 /// assert_eq!((stats.hits, stats.misses, stats.insertions), (1, 1, 1));
-/// assert_eq!(stats.hit_rate(), 0.5);
+/// assert_eq!(stats.hit_ratio(), 0.5);
 /// # Ok::<(), embedding_cache::CacheError>(())
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -63,13 +63,20 @@ pub struct CacheStats {
 }
 
 impl CacheStats {
-    /// The hit ratio, from 0.0 to 1.0; 0.0 before the first get.
+    /// Hits among all gets, from 0.0 to 1.0; 0.0 before the first get.
     #[must_use]
-    pub fn hit_rate(&self) -> f64 {
+    pub fn hit_ratio(&self) -> f64 {
         match self.total_requests() {
             0 => 0.0,
             total => self.hits as f64 / total as f64,
         }
+    }
+
+    /// [`hit_ratio`](Self::hit_ratio), by the name it has in the interface that this crate is a
+    /// drop-in for.
+    #[must_use]
+    pub fn hit_rate(&self) -> f64 {
+        self.hit_ratio()
     }
 
     /// `hits + misses`.

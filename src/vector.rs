@@ -27,7 +27,7 @@ use std::sync::Arc;
 /// let same = vector.clone(); // shares the components
 /// assert_eq!(same, vec![0.6, 0.8]);
 /// assert_eq!(vector.iter().map(|x| x * x).sum::<f32>(), 1.0);
-/// assert!(vector.shares_memory_with(&same));
+/// assert!(vector.ptr_eq(&same));
 /// ```
 #[derive(Clone)]
 pub struct EmbeddingVector {
@@ -75,7 +75,7 @@ impl EmbeddingVector {
     /// Whether `self` and `other` are clones of one another, which no comparison of components
     /// needs to find out. `O(1)`.
     #[must_use]
-    pub fn shares_memory_with(&self, other: &Self) -> bool {
+    pub fn ptr_eq(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.components, &other.components)
     }
 

@@ -266,9 +266,9 @@ fn a_load_of_hits_allocates_its_result_only() {
         let cache = holding(builder, &words, &CacheKey::new("", ""));
         hits_allocate_the_result_only(&cache, &words);
 
-        let spec = ContentKey::builder("e5-base");
+        let spec = ContentKey::for_model("e5-base");
         let digests: Vec<ContentKey> = (0..200).map(|i| spec.text(&i.to_string())).collect();
-        let builder = EmbeddingCache::builder_for::<ContentKey>().eviction(policy);
+        let builder = EmbeddingCacheBuilder::<ContentKey>::new().eviction(policy);
         let cache = holding(builder, &digests, &spec.text("absent"));
         hits_allocate_the_result_only(&cache, &digests);
     }

@@ -190,8 +190,8 @@ fn a_vector_is_one_shared_allocation() {
     let shared: Arc<[f32]> = vec![1.0, 2.0, 3.0].into();
     let vector = EmbeddingVector::from(shared.clone());
     assert!(Arc::ptr_eq(&vector.clone().into_shared(), &shared));
-    assert!(vector.shares_memory_with(&vector.clone()));
-    assert!(!vector.shares_memory_with(&EmbeddingVector::from(&*vector)));
+    assert!(vector.ptr_eq(&vector.clone()));
+    assert!(!vector.ptr_eq(&EmbeddingVector::from(&*vector)));
     assert_eq!(vector.as_slice().as_ptr(), shared.as_ptr());
     assert_eq!((vector.dimensions(), vector.len()), (3, 3));
     assert_eq!(vector.clone().into_vec(), [1.0, 2.0, 3.0]);

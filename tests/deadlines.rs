@@ -41,12 +41,12 @@ impl Held {
     fn shard_of(cache: &EmbeddingCache, key: &CacheKey) -> Self {
         let (cache, key) = (cache.clone(), key.clone());
         Self::by(move |gate| {
-            cache.retain(|other, _| {
+            pollster::block_on(cache.retain(|other, _| {
                 if *other == key {
                     gate.pass();
                 }
                 true
-            });
+            }));
         })
     }
 

@@ -339,10 +339,10 @@ async fn a_contended_put_of_an_embedding_gives_it_back() {
     let holder = thread::spawn({
         let (cache, gate) = (cache.clone(), gate.clone());
         move || {
-            cache.retain(|_, _| {
+            pollster::block_on(cache.retain(|_, _| {
                 gate.pass();
                 true
-            })
+            }))
         }
     });
     let _open = OpenOnDrop(&gate);

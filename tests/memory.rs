@@ -79,7 +79,7 @@ fn builders<K: Kind>() -> Vec<(String, Builder<K>)> {
     let mut builders = Vec::new();
     for policy in [Lru, S3Fifo, HitDensity] {
         let builder =
-            || EmbeddingCache::builder_for::<K>().hasher(Hashes::default()).eviction(policy);
+            || EmbeddingCacheBuilder::<K>::new().hasher(Hashes::default()).eviction(policy);
         builders.push((format!("{}, {policy:?}", K::NAME), builder()));
         let all = builder().memory_pressure(LargestFirst).time_to_live(Duration::from_secs(3600));
         builders.push((format!("{}, {policy:?}, LargestFirst, with a time-to-live", K::NAME), all));

@@ -77,6 +77,13 @@ async fn call_entries(cache: &EmbeddingCache) {
     assert!(put.iter().all(Result::is_ok), "{put:?}");
     assert_eq!(cache.get_many(&many).await.iter().flatten().count(), 500);
     assert_eq!(cache.size().await, 503);
+    cache.try_put_for(key("blue"), [3.0], SHORT).await.unwrap();
+    assert_eq!(cache.try_get_for(&key("blue"), SHORT).await.unwrap().unwrap(), [3.0]);
+    assert_eq!(cache.peek(&key("blue")).await.unwrap(), [3.0]);
+    assert!(cache.contains_key(&key("blue")).await);
+    assert!(cache.entry_info(&key("blue")).await.is_some());
+    assert!(cache.set_ttl(&key("blue"), LONG).await.unwrap());
+    assert_eq!((cache.iter().count(), cache.keys().count(), cache.len()), (503, 503, 503));
     assert_eq!(cache.remove(&red).await.unwrap(), [1.0]);
 }
 
@@ -84,6 +91,7 @@ async fn call_sweeps(cache: &EmbeddingCache) {
     cache.put_with_ttl(key("gone"), [1.0], Duration::ZERO).await.unwrap();
     cache.cleanup_expired_safe().await;
     cache.invalidate_model("another").await;
+    cache.retain(|_, _| true).await;
     cache.invalidate_tenant("tenant").await;
     cache.invalidate_if(|key, _| key.content_hash == "blue").await;
     assert!(cache.get(&key("blue")).await.is_none());

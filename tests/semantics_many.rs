@@ -163,11 +163,13 @@ async fn retain_of_the_embedding_cache_sees_whole_keys() {
     for i in 0..10 {
         cache.put(key(i).with_chunk(i.to_string()), [i as f32]).await.unwrap();
     }
-    let removed = cache.retain(|asked, vector| {
-        let i = vector[0] as usize;
-        assert_eq!(*asked, key(i).with_chunk(i.to_string()));
-        i < 4
-    });
+    let removed = cache
+        .retain(|asked, vector| {
+            let i = vector[0] as usize;
+            assert_eq!(*asked, key(i).with_chunk(i.to_string()));
+            i < 4
+        })
+        .await;
     assert_eq!((removed, cache.size().await), (6, 4));
     assert!(cache.get(&key(3).with_chunk("3")).await.is_some());
     assert!(cache.get(&key(4).with_chunk("4")).await.is_none());

@@ -111,12 +111,86 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         waiting.await
     }
 
-    /// [`get`](Self::get) that gives up after `timeout_ms` milliseconds; 0 tries once.
+    /// [`get`](Self::get) that gives up after `wait`; zero tries once.
     ///
     /// # Errors
     ///
     /// [`CacheError::is_timeout`] if another thread held the lock of the shard all the time. It
     /// comes within the deadline and a fraction of a millisecond, given that the executor polls.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has changed nothing.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// assert_eq!(cache.try_get_for(&key, Duration::from_millis(5)).await?, None);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn try_get_for(
+        &self,
+        key: &K,
+        wait: Duration,
+    ) -> Result<Option<EmbeddingVector>, CacheError> {
+        if let Some(found) = self.get_at_once(key) {
+            return Ok(found);
+        }
+        Box::pin(self.get_until(key, Some(wait))).await.ok_or_else(|| {
+            let error = ErrorKind::Timeout { operation: "get", waited: wait }.into();
+            self.inner.core.count_refusal(&key.probe(), &error);
+            error
+        })
+    }
+
+    /// [`put`](Self::put) that gives up after `wait`; zero tries once.
+    ///
+    /// # Errors
+    ///
+    /// As [`put`](Self::put), and [`CacheError::is_timeout`] if another thread held the lock of the
+    /// shard all the time: then the vector was *not* stored and will not be; the error gives it
+    /// back.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has stored nothing; the vector is dropped with it.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// match cache.try_put_for(key, [0.6, 0.8], Duration::from_millis(5)).await {
+    ///     Ok(()) => {}
+    ///     Err(error) if error.is_timeout() => drop(error.into_vector()), // not stored; here it is
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn try_put_for(
+        &self,
+        key: K,
+        embedding: impl Into<EmbeddingVector>,
+        wait: Duration,
+    ) -> Result<(), CacheError> {
+        let waiting = match self.put_at_once(&key, embedding.into(), Terms::default(), Some(wait)) {
+            Break(done) => return done,
+            Continue(waiting) => waiting,
+        };
+        waiting.await
+    }
+
+    /// [`try_get_for`](Self::try_get_for) in milliseconds.
+    ///
+    /// # Errors
+    ///
+    /// As [`try_get_for`](Self::try_get_for).
     ///
     /// # Cancel safety
     ///
@@ -136,24 +210,14 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         key: &K,
         timeout_ms: u64,
     ) -> Result<Option<EmbeddingVector>, CacheError> {
-        if let Some(found) = self.get_at_once(key) {
-            return Ok(found);
-        }
-        let waited = Duration::from_millis(timeout_ms);
-        Box::pin(self.get_until(key, Some(waited))).await.ok_or_else(|| {
-            let error = ErrorKind::Timeout { operation: "get", waited }.into();
-            self.inner.core.count_refusal(&key.probe(), &error);
-            error
-        })
+        self.try_get_for(key, Duration::from_millis(timeout_ms)).await
     }
 
-    /// [`put`](Self::put) that gives up after `timeout_ms` milliseconds; 0 tries once.
+    /// [`try_put_for`](Self::try_put_for) in milliseconds.
     ///
     /// # Errors
     ///
-    /// As [`put`](Self::put), and [`CacheError::is_timeout`] if another thread held the lock of the
-    /// shard all the time: then the vector was *not* stored and will not be; the error gives it
-    /// back.
+    /// As [`try_put_for`](Self::try_put_for).
     ///
     /// # Cancel safety
     ///
@@ -163,12 +227,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// # use embedding_cache::{CacheKey, EmbeddingCache};
     /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
     /// let cache = EmbeddingCache::new(100, 3600, 10);
-    /// let key = CacheKey::new("9f86d081", "e5-base@1");
-    /// match cache.put_with_timeout(key, [0.6, 0.8], 5).await {
-    ///     Ok(()) => {}
-    ///     Err(error) if error.is_timeout() => drop(error.into_vector()), // not stored; here it is
-    ///     Err(error) => return Err(error),
-    /// }
+    /// cache.put_with_timeout(CacheKey::new("9f86d081", "e5-base@1"), [0.6, 0.8], 5).await?;
+    /// assert_eq!(cache.len(), 1);
     /// # Ok::<(), embedding_cache::CacheError>(())
     /// # }).unwrap();
     /// ```
@@ -178,12 +238,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         embedding: impl Into<EmbeddingVector>,
         timeout_ms: u64,
     ) -> Result<(), CacheError> {
-        let limit = Some(Duration::from_millis(timeout_ms));
-        let waiting = match self.put_at_once(&key, embedding.into(), Terms::default(), limit) {
-            Break(done) => return done,
-            Continue(waiting) => waiting,
-        };
-        waiting.await
+        self.try_put_for(key, embedding, Duration::from_millis(timeout_ms)).await
     }
 
     /// Gives the embedding of `key`, if it is alive, another time to live, which begins now, and says

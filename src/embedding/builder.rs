@@ -13,7 +13,8 @@ use super::admission::Admission;
 use super::key::form::ModelName;
 use super::{CacheKey, Components, EmbeddingCache, EmbeddingKey, Stored, weigh};
 
-/// Configures and makes an [`EmbeddingCache`]; from [`EmbeddingCache::builder`].
+/// Configures and makes an [`EmbeddingCache`]; from [`EmbeddingCache::builder`], or
+/// [`new`](Self::new) for another kind of key than [`CacheKey`].
 ///
 /// At least one of [`max_entries`](Self::max_entries) and [`max_bytes`](Self::max_bytes) must be
 /// set.
@@ -66,25 +67,25 @@ impl Default for Loading {
     }
 }
 
-// Here rather than for every `K`: `EmbeddingCache::builder()` then means `CacheKey` without a word.
-impl EmbeddingCache {
-    /// Starts to configure a cache for another kind of key: `builder_for::<ContentKey>()`.
-    /// [`builder`](Self::builder) is the same for [`CacheKey`]. `O(1)`, no allocation.
+impl<K: EmbeddingKey> EmbeddingCacheBuilder<K> {
+    /// Starts to configure a cache for keys of the kind `K`. `O(1)`, no allocation.
+    ///
+    /// For [`CacheKey`] there is [`EmbeddingCache::builder`] too, which needs no type.
     ///
     /// # Examples
     ///
     /// ```
-    /// use embedding_cache::{ContentKey, EmbeddingCache};
+    /// use embedding_cache::{ContentKey, EmbeddingCache, EmbeddingCacheBuilder};
     ///
     /// let cache: EmbeddingCache<ContentKey> =
-    ///     EmbeddingCache::builder_for::<ContentKey>().max_entries(10_000).build()?;
-    /// let spec = ContentKey::builder("e5-base").revision("1");
-    /// cache.put_blocking(spec.text("a text"), [0.6, 0.8])?;
-    /// assert_eq!(cache.get_blocking(&spec.text("a text")).unwrap(), [0.6, 0.8]);
+    ///     EmbeddingCacheBuilder::new().max_entries(10_000).build()?;
+    /// let model = ContentKey::for_model("e5-base").revision("1");
+    /// cache.put_blocking(model.text("a text"), [0.6, 0.8])?;
+    /// assert_eq!(cache.get_blocking(&model.text("a text")).unwrap(), [0.6, 0.8]);
     /// # Ok::<(), embedding_cache::CacheError>(())
     /// ```
-    pub fn builder_for<K: EmbeddingKey>() -> EmbeddingCacheBuilder<K> {
-        EmbeddingCacheBuilder::default()
+    pub fn new() -> Self {
+        Self::default()
     }
 }
 
@@ -162,7 +163,7 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
 
     /// Takes vectors of so many components only, whatever the model, but for models that
     /// [`model_dimensions`](Self::model_dimensions) names. A model that suddenly answers with
-    /// another number was changed, and its vectors compare with nothing.
+    /// another number was changed, and its vectors compare with nothing. At least 1.
     ///
     /// ```
     /// # use embedding_cache::{CacheKey, EmbeddingCache};
@@ -176,7 +177,7 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
         Self { admission: Admission { dimensions: Some(dimensions), ..self.admission }, ..self }
     }
 
-    /// Takes vectors of so many components only for keys of `model`, whatever its revision.
+    /// Takes vectors of so many components only for keys of `model`, whatever its revision. At least 1.
     ///
     /// ```
     /// # use embedding_cache::{CacheKey, EmbeddingCache};
@@ -191,8 +192,7 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
         self
     }
 
-    /// The most keys that one call of a load's closure is asked for; 0 counts as 1. The default is
-    /// 64.
+    /// The most keys that one call of a load's closure is asked for, at least 1. The default is 64.
     ///
     /// ```
     /// # use embedding_cache::{CacheKey, EmbeddingCache};
@@ -210,21 +210,25 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     /// # }).unwrap();
     /// ```
     pub fn max_batch(self, keys: usize) -> Self {
-        Self { loading: Loading { max_batch: keys.max(1), ..self.loading }, ..self }
+        Self { loading: Loading { max_batch: keys, ..self.loading }, ..self }
     }
 
     /// The most keys that may be loaded at the same time; more are refused
-    /// ([`CacheError::is_overloaded`]). The default is 65,536. They are not counted among the
+    /// ([`CacheError::is_overloaded`]). At least 1; the default is 65,536. They are not counted among the
     /// [bytes](Self::max_bytes) of the cache: a key on its way takes up to 1 KB, and what its
     /// closure holds, until its vector is there.
     ///
     /// ```
     /// # use embedding_cache::{CacheKey, EmbeddingCache};
     /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
-    /// let cache = EmbeddingCache::builder().max_entries(100).max_in_flight(0).build()?;
-    /// let key = CacheKey::new("9f86d081", "e5-base@1");
-    /// let refused = cache.get_or_embed(&key, || async { [0.6, 0.8] }).await.unwrap_err();
-    /// assert!(refused.is_overloaded());
+    /// let cache = EmbeddingCache::builder().max_entries(100).max_in_flight(1).build()?;
+    /// let (red, green) = (CacheKey::new("red", "toy"), CacheKey::new("green", "toy"));
+    /// let load = cache.load().get_or_embed_borrowed(&red, || async {
+    ///     let inside = cache.load().get_or_embed_borrowed(&green, || async { [0.6, 0.8] });
+    ///     inside.await.map_err(|refused| assert!(refused.is_overloaded())).ok();
+    ///     [0.6, 0.8]
+    /// });
+    /// assert_eq!(load.await?, [0.6, 0.8]);
     /// # Ok::<(), embedding_cache::CacheError>(())
     /// # }).unwrap();
     /// ```
@@ -233,8 +237,8 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     }
 
     /// The most calls of loads' closures that run at the same time; more wait for their turn. A load
-    /// inside another does not wait, so this counts the outermost ones. The default is 256; 0 counts
-    /// as 1. A model that takes one call at a time is better served by a
+    /// inside another does not wait, so this counts the outermost ones. At least 1; the default is 256.
+    /// A model that takes one call at a time is better served by a
     /// [`Batcher`](crate::Batcher), which gathers what waits.
     ///
     /// ```
@@ -243,7 +247,7 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     /// # Ok::<(), embedding_cache::CacheError>(())
     /// ```
     pub fn max_concurrent_loads(self, calls: usize) -> Self {
-        Self { loading: Loading { max_concurrent: calls.max(1), ..self.loading }, ..self }
+        Self { loading: Loading { max_concurrent: calls, ..self.loading }, ..self }
     }
 
     /// How long a call of a load's closure may take, from when its first key was claimed, waiting for
@@ -369,14 +373,27 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     ///
     /// # Errors
     ///
-    /// [`CacheError::is_configuration`] if no limit is set or the number of shards is 0 or over
-    /// 65,536, the jitter is not from 0.0 to 1.0, or the time-to-idle or the load timeout is zero;
+    /// [`CacheError::is_configuration`] if no limit is set, the number of shards is over 65,536, the
+    /// jitter is not from 0.0 to 1.0, or something is zero that would leave nothing to do: the number
+    /// of shards, of dimensions, of keys in a call or in flight, of calls, the time-to-idle, the load
+    /// timeout. (A limit of 0 entries or 0 bytes, or a time-to-live of zero, switch storing off.)
+    ///
     /// [`CacheError::is_invalid_ttl`] if the time-to-live, alone or with
     /// [`stale_while_revalidate`](Self::stale_while_revalidate) or
     /// [`stale_if_error`](Self::stale_if_error), or the time-to-idle is over 292 years.
     pub fn build(self) -> Result<EmbeddingCache<K, S>, CacheError> {
-        if self.loading.load_timeout == Some(Duration::ZERO) {
-            return Err(ErrorKind::Zero { what: "the longest that a load may take" }.into());
+        let Loading { max_batch, max_in_flight, max_concurrent, load_timeout, .. } = self.loading;
+        let by_model = self.admission.by_model.iter().any(|&(_, dimensions)| dimensions == 0);
+        for (what, is_zero) in [
+            ("the longest that a load may take", load_timeout == Some(Duration::ZERO)),
+            ("a cache's limit on keys of a call", max_batch == 0),
+            ("a cache's limit on keys in flight", max_in_flight == 0),
+            ("a cache's limit on concurrent loads", max_concurrent == 0),
+            ("the dimensions of a vector", by_model || self.admission.dimensions == Some(0)),
+        ] {
+            if is_zero {
+                return Err(ErrorKind::Zero { what }.into());
+            }
         }
         let mut core = self.core;
         if let Some(max) = self.max_entries {

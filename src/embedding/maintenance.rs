@@ -144,7 +144,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// # use embedding_cache::{CacheKey, EmbeddingCache};
     /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
     /// let cache = EmbeddingCache::new(100, 3600, 10);
-    /// let acme = CacheKey::builder("e5-base").tenant("acme");
+    /// let acme = CacheKey::for_model("e5-base").tenant("acme");
     /// cache.put(acme.text("red"), [0.6, 0.8]).await?;
     /// assert_eq!(cache.invalidate_tenant("acme").await, 1);
     /// # Ok::<(), embedding_cache::CacheError>(())
@@ -209,11 +209,14 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// Keeps the live entries for which `keep` holds, removes the others, and returns how many it
     /// removed.
     ///
-    /// **`keep` runs under the write lock of a shard**, for up to 64 entries a lock hold. It is asked
-    /// about each key that is being loaded as well, first and with no lock held, with an empty vector,
-    /// as there is none yet: what it does not keep is delivered but not stored. Not
-    /// async: goes through everything, so on a large cache call it from
-    /// [`spawn_blocking`](tokio::task::spawn_blocking). Allocates a key for each entry.
+    /// The reverse of [`invalidate_if`](Self::invalidate_if), and otherwise the same: **`keep` runs
+    /// under the write lock of a shard**, for up to 64 entries a lock hold, and must not use this cache.
+    /// It is asked about each key that is being loaded as well, first and with no lock held, with an
+    /// empty vector, as there is none yet: what it does not keep is delivered but not stored.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has removed some of them.
     ///
     /// ```
     /// # use embedding_cache::{CacheKey, EmbeddingCache};
@@ -221,15 +224,12 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// let cache = EmbeddingCache::new(100, 3600, 10);
     /// cache.put(CacheKey::new("9f86d081", "old-model"), [0.6, 0.8]).await?;
     /// cache.put(CacheKey::new("9f86d081", "new-model"), [1.0, 0.0]).await?;
-    /// assert_eq!(cache.retain(|key, _| key.model_version != "old-model"), 1);
+    /// assert_eq!(cache.retain(|key, _| key.model_version != "old-model").await, 1);
     /// # Ok::<(), embedding_cache::CacheError>(())
     /// # }).unwrap();
     /// ```
-    pub fn retain(&self, mut keep: impl FnMut(&K, &EmbeddingVector) -> bool) -> usize {
-        self.supersede_if(|key, vector| !keep(key, vector));
-        self.inner.core.retain(|key, components| {
-            keep(&K::from_stored(key), &self.inner.vector(components.clone()))
-        })
+    pub async fn retain(&self, mut keep: impl FnMut(&K, &EmbeddingVector) -> bool) -> usize {
+        self.invalidate_if(|key, vector| !keep(key, vector)).await
     }
 }
 

@@ -2,14 +2,20 @@
 //!
 //! Everything it stores lives in one [`ShardedCache`]; this module adds no second map and no second
 //! lock around it. What a lock protects is not known here: only how to wait for one without
-//! blocking an executor. The methods of [`EmbeddingCache`] are in files by what they do:
-//! [`access`] to one key and [`maintenance`] of all of them.
+//! blocking an executor.
+//!
+//! The methods of [`EmbeddingCache`] are in files by what they do: [`access`] to one key, a [`batch`]
+//! of keys, [`inspect`] without using, [`load`] what is missing, [`maintenance`] of everything. Beside
+//! them: its [`builder`], what a [`key`] is, which vectors are admitted ([`admission`]), how an
+//! operation waits for a lock ([`wait`]), what is counted and told ([`observe`]), and the [`batcher`],
+//! which needs no cache.
 
 mod access;
 mod admission;
 mod batch;
 mod batcher;
 mod builder;
+mod inspect;
 mod key;
 mod load;
 mod maintenance;
@@ -81,11 +87,26 @@ type Core<K, S> = ShardedCache<Stored<K>, Components, S>;
 /// - No `async fn` blocks an executor thread for long: where another thread sits on the lock of a
 ///   shard, it parks for a fraction of a millisecond at a time and yields in between.
 ///
+/// # What is async
+///
+/// - What may wait for a lock, or for a load, is async: it never blocks an executor thread for long.
+/// - What needs no lock is not: [`len`](Self::len), [`stats`](Self::stats), [`info`](Self::info).
+///   ([`size`](Self::size) is, by the interface that it comes from; it never waits.)
+/// - `get_blocking` and `put_blocking` wait with their thread, for callers that no executor runs.
+/// - [`iter`](Self::iter) and [`keys`](Self::keys) are ordinary iterators, and say what that means.
+///
 /// # Cancel safety
 ///
 /// Every `async fn` may be dropped at any `.await`: `get` and `size` change nothing, a `put` has
 /// then happened entirely or not at all, a `cleanup_expired_safe` or `clear` has done part of its
 /// work. None holds a lock across an `.await`.
+///
+/// # Loads, and the names of the interface
+///
+/// A server asks by [`get_or_embed_many`](Self::get_or_embed_many), which calls the model for what is
+/// missing, once for all who ask; a [`Batcher`] behind it gathers the misses of many requests. Code that
+/// comes from another cache finds `new`, `get`, `put`, `get_with_timeout`, `put_with_timeout`,
+/// `cleanup_expired_safe`, `size`, `clear`, `stats` and `info` as it knows them.
 ///
 /// # Examples
 ///
@@ -100,7 +121,7 @@ type Core<K, S> = ShardedCache<Stored<K>, Components, S>;
 /// assert_eq!(cache.get(&key).await, None);
 /// cache.put(key.clone(), vec![0.1, 0.2, 0.3]).await?;
 /// assert_eq!(cache.get(&key).await.unwrap(), vec![0.1, 0.2, 0.3]);
-/// assert_eq!(cache.stats().hit_rate(), 0.5);
+/// assert_eq!(cache.stats().hit_ratio(), 0.5);
 /// # Ok::<(), embedding_cache::CacheError>(())
 /// # }).unwrap();
 /// ```
@@ -231,13 +252,6 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
             keys_in_flight: self.inner.inflight.len(),
             stats: self.stats(),
         }
-    }
-
-    /// Entries held, expired ones that nobody has noticed yet included. `O(1)`, no lock; never
-    /// waits, async for the sake of the documented face ([`info`](Self::info) has it too).
-    #[allow(clippy::unused_async)]
-    pub async fn size(&self) -> usize {
-        self.inner.core.len()
     }
 }
 

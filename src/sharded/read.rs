@@ -168,8 +168,25 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
+        self.entry_info_within(key, Unlimited).flatten()
+    }
+
+    /// As [`entry_info`](Self::entry_info), waiting at most `wait` for the lock, zero tries once;
+    /// `None` if it was not had.
+    pub(crate) fn entry_info_slice<Q>(&self, key: &Q, wait: Duration) -> Option<Option<EntryInfo>>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        self.entry_info_within(key, Until::after(wait))
+    }
+
+    fn entry_info_within<Q, P>(&self, key: &Q, patience: P) -> Option<Option<EntryInfo>>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+        P: Patience,
+    {
         let now = self.config.time.now();
-        self.look(key, now, |table, id, entry| EntryInfo {
+        self.look_at(key, now, patience, |table, id, entry| EntryInfo {
             weight: entry.weight,
             written_at: self.wall_time_after(table.written(id)),
             expires_in: table.life_left(id, entry, now),
@@ -378,9 +395,24 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
+        self.look_at(key, now, Unlimited, at_it).flatten()
+    }
+
+    /// As [`look`](Self::look); `None` if `patience` ran out.
+    fn look_at<Q, P, R>(
+        &self,
+        key: &Q,
+        now: Stamp,
+        patience: P,
+        at_it: impl FnOnce(&Table<K, V>, SlotId, &Entry<K, V>) -> R,
+    ) -> Option<Option<R>>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+        P: Patience,
+    {
         let at = self.place(key);
-        let table = at.shard.read(Unlimited)?;
-        let (id, entry) = self.find(&table, at.hash, key)?;
-        (table.state(id, entry, now) == State::Fresh).then(|| at_it(&table, id, entry))
+        let table = at.shard.read(patience)?;
+        let Some((id, entry)) = self.find(&table, at.hash, key) else { return Some(None) };
+        Some((table.state(id, entry, now) == State::Fresh).then(|| at_it(&table, id, entry)))
     }
 }

@@ -93,7 +93,7 @@ fn no_text_can_be_written_that_looks_like_a_setting() {
 #[test]
 fn what_is_not_set_differs_from_every_value() {
     fn check<K: Kind>() {
-        let base = || K::builder("m".into());
+        let base = || K::for_model("m".into());
         let none = base().text("a");
         for spec in [
             base().revision(""),
@@ -116,7 +116,7 @@ fn what_is_not_set_differs_from_every_value() {
 #[test]
 fn of_a_setting_set_twice_the_last_counts() {
     fn check<K: Kind>() {
-        let base = || K::builder("m".into());
+        let base = || K::for_model("m".into());
         let pairs = [
             (base().revision("1").revision("2"), base().revision("2")),
             (base().role(Role::Query).role(Role::Document), base().role(Role::Document)),
@@ -142,7 +142,7 @@ fn of_a_setting_set_twice_the_last_counts() {
 /// A specification is a value: what is made of a clone leaves the original alone.
 #[test]
 fn a_change_to_a_clone_is_none_to_the_original() {
-    let spec = ContentKey::builder("m").revision("1").tenant("a");
+    let spec = ContentKey::for_model("m").revision("1").tenant("a");
     let before = spec.text("a");
     let other = spec.clone().tenant("b").revision("2").dimensions(8);
     assert_ne!(other.text("a"), before);

@@ -13,7 +13,7 @@ use crate::settings::{Kind, ROLES};
 const TEXTS: [&str; 4] = ["", "a", "rust", "a longer text, of several words"];
 
 fn builder<K: Kind>() -> EmbeddingCacheBuilder<K> {
-    EmbeddingCache::builder_for::<K>().max_entries(10_000)
+    EmbeddingCacheBuilder::<K>::new().max_entries(10_000)
 }
 
 /// Stores a vector of its own for each specification and text, and expects each to be found as it is.
@@ -42,7 +42,7 @@ macro_rules! for_both_kinds {
         #[test]
         fn $name() {
             fn check<K: Kind>() {
-                let $base = |model: &str| K::builder(model.into());
+                let $base = |model: &str| K::for_model(model.into());
                 nobody_finds_anothers_vector::<K>(&$specs);
             }
             check::<CacheKey>();
@@ -101,7 +101,7 @@ for_both_kinds! {
 #[test]
 fn a_text_does_not_serve_for_its_bytes_or_tokens() {
     fn check<K: Kind>() {
-        let spec = K::builder("m".into());
+        let spec = K::for_model("m".into());
         let cache = builder::<K>().build().unwrap();
         let keys = [
             spec.text("abcd"),
@@ -128,10 +128,10 @@ fn a_text_does_not_serve_for_its_bytes_or_tokens() {
 fn a_content_key_comes_back_from_the_cache_as_it_was() {
     let log = crate::support::Removals::new();
     let cache = builder::<ContentKey>().eviction_listener(log.listener()).build().unwrap();
-    let spec = ContentKey::builder("m").revision("1").tenant("acme");
+    let spec = ContentKey::for_model("m").revision("1").tenant("acme");
     let key = spec.text("a");
     cache.put_blocking(key, [1.0]).unwrap();
-    assert_eq!(cache.retain(|found, _| *found != key), 1);
+    assert_eq!(pollster::block_on(cache.retain(|found, _| *found != key)), 1);
     assert_eq!(cache.get_blocking(&key), None);
     cache.put_blocking(key, [1.0]).unwrap();
     cache.put_blocking(key, [2.0]).unwrap();
@@ -145,15 +145,15 @@ fn a_content_key_comes_back_from_the_cache_as_it_was() {
 fn a_long_name_is_refused_for_a_cache_key_only() {
     let name = "m".repeat(2 << 20);
     let words = EmbeddingCache::builder().max_entries(1).build().unwrap();
-    let refused = words.put_blocking(CacheKey::builder(name.as_str()).text("a"), [1.0]);
+    let refused = words.put_blocking(CacheKey::for_model(name.as_str()).text("a"), [1.0]);
     assert!(refused.unwrap_err().is_invalid_key());
     let digests = builder::<ContentKey>().build().unwrap();
-    digests.put_blocking(ContentKey::builder(name).text("a"), [1.0]).unwrap();
+    digests.put_blocking(ContentKey::for_model(name).text("a"), [1.0]).unwrap();
 }
 
 #[test]
 fn a_content_key_is_made_and_looked_up_without_an_allocation() {
-    let spec = ContentKey::builder("e5-base").revision("1").prompt("query: ").tenant("acme");
+    let spec = ContentKey::for_model("e5-base").revision("1").prompt("query: ").tenant("acme");
     let cache = builder::<ContentKey>().build().unwrap();
     let long = "a longer text. ".repeat(1000);
     cache.put_blocking(spec.text(&long), [1.0]).unwrap();
@@ -175,6 +175,6 @@ fn a_content_key_is_made_and_looked_up_without_an_allocation() {
     assert_eq!(measure(|| drop(spec.text("a").to_hex())).count_total, 1);
     let changed = measure(|| drop(spec.clone().tenant("other")));
     assert_eq!(changed.count_total, 2, "{changed:?}");
-    let words = CacheKey::builder("e5-base");
+    let words = CacheKey::for_model("e5-base");
     assert_eq!(measure(|| drop(words.text(&long))).count_total, 2, "its two strings");
 }

@@ -101,7 +101,7 @@ fn a_content_key_is_hashed_with_all_its_bytes() {
 
 #[test]
 fn a_specification_shows_what_is_set_and_little_of_a_long_prompt() {
-    let spec = ContentKey::builder("e5-base");
+    let spec = ContentKey::for_model("e5-base");
     assert_eq!(format!("{spec:?}"), r#"KeySpec { model: "e5-base" }"#);
     let spec = spec
         .revision("1")
@@ -121,7 +121,7 @@ fn a_specification_shows_what_is_set_and_little_of_a_long_prompt() {
 
 #[test]
 fn a_content_key_is_a_key_of_a_map() {
-    let spec = ContentKey::builder("e5-base");
+    let spec = ContentKey::for_model("e5-base");
     let map: HashMap<_, _> = ["a", "b"].map(|text| (spec.text(text), text)).into();
     assert_eq!(map[&spec.text("b")], "b");
     assert!(!map.contains_key(&spec.text("c")));

@@ -37,18 +37,18 @@ pub(crate) enum Input {
 }
 
 pub(crate) trait Kind: EmbeddingKey {
-    fn builder(model: Arc<str>) -> KeySpec<Self>;
+    fn for_model(model: Arc<str>) -> KeySpec<Self>;
 }
 
 impl Kind for CacheKey {
-    fn builder(model: Arc<str>) -> KeySpec<Self> {
-        Self::builder(model)
+    fn for_model(model: Arc<str>) -> KeySpec<Self> {
+        Self::for_model(model)
     }
 }
 
 impl Kind for ContentKey {
-    fn builder(model: Arc<str>) -> KeySpec<Self> {
-        Self::builder(model)
+    fn for_model(model: Arc<str>) -> KeySpec<Self> {
+        Self::for_model(model)
     }
 }
 
@@ -59,7 +59,7 @@ impl Settings {
 
     /// The specification, with its builder's methods called from place `first` on and around.
     pub(crate) fn spec_from<K: Kind>(&self, first: usize) -> KeySpec<K> {
-        let mut spec = K::builder(self.model.as_str().into());
+        let mut spec = K::for_model(self.model.as_str().into());
         for call in 0..7 {
             spec = match (call + first) % 7 {
                 0 => self.revision.iter().fold(spec, |spec, revision| spec.revision(revision)),

@@ -9,7 +9,8 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 use embedding_cache::{
-    CacheKey, ContentKey, EmbeddingCache, EmbeddingKey, EmbeddingVector, EvictionPolicy, KeySpec,
+    CacheKey, ContentKey, EmbeddingCache, EmbeddingCacheBuilder, EmbeddingKey, EmbeddingVector,
+    EvictionPolicy, KeySpec,
 };
 use rand::{Rng, SeedableRng, rngs::SmallRng};
 
@@ -20,9 +21,9 @@ use crate::support::{FakeClock, Gate, POLICIES, in_time};
 macro_rules! for_both_kinds {
     ($test:ident, $entries:expr) => {{
         let words = EmbeddingCache::builder().max_entries($entries).build().unwrap();
-        $test(words, CacheKey::builder).await;
-        let digests = EmbeddingCache::builder_for::<ContentKey>().max_entries($entries);
-        $test(digests.build().unwrap(), ContentKey::builder).await;
+        $test(words, CacheKey::for_model).await;
+        let digests = EmbeddingCacheBuilder::<ContentKey>::new().max_entries($entries);
+        $test(digests.build().unwrap(), ContentKey::for_model).await;
     }};
 }
 
@@ -219,10 +220,10 @@ impl Held {
         let (gate, cache) = (Gate::closed(), cache.clone());
         let closed = Arc::clone(&gate);
         let thread = thread::spawn(move || {
-            cache.retain(|_, _| {
+            pollster::block_on(cache.retain(|_, _| {
                 closed.pass();
                 true
-            })
+            }))
         });
         gate.wait_for(1);
         Self(gate, thread)

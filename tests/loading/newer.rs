@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
-use embedding_cache::{CacheKey, ContentKey, EmbeddingCache};
+use embedding_cache::{CacheKey, ContentKey, EmbeddingCache, EmbeddingCacheBuilder};
 use tokio::task::JoinHandle;
 
 use crate::model::{Model, cache, get, key, until, vector};
@@ -90,7 +90,7 @@ const NEWER: [Newer; 11] = [
         "retain",
         |cache| {
             Box::pin(async move {
-                cache.retain(|at, _| *at != key(1));
+                cache.retain(|at, _| *at != key(1)).await;
             })
         },
         None,
@@ -151,8 +151,8 @@ async fn who_asks_afterwards_is_not_answered_by_a_load_that_began_before() {
 #[tokio::test]
 async fn an_invalidation_stops_only_loads_that_it_names() {
     let cache: EmbeddingCache = EmbeddingCache::builder().max_entries(100).build().unwrap();
-    let (a, b) = (CacheKey::builder("m").tenant("a"), CacheKey::builder("m").tenant("b"));
-    let other = CacheKey::builder("other").tenant("b");
+    let (a, b) = (CacheKey::for_model("m").tenant("a"), CacheKey::for_model("m").tenant("b"));
+    let other = CacheKey::for_model("other").tenant("b");
     let model = Model::gated();
     let keys = [a.text("x"), b.text("x"), other.text("x")];
     let answers = tokio::spawn({
@@ -169,14 +169,14 @@ async fn an_invalidation_stops_only_loads_that_it_names() {
     cache.invalidate_tenant("a").await;
     cache.invalidate_model("other").await;
     cache.invalidate_if(|key, _| *key == a.text("y")).await;
-    cache.retain(|key, _| *key != a.text("z"));
+    cache.retain(|key, _| *key != a.text("z")).await;
     model.answer(3);
     assert!(answers.await.unwrap().iter().all(Result::is_ok));
     let stored = cache.get_many(&keys).await;
     assert_eq!(stored.map_some(), [false, true, false]);
 
-    let cache = EmbeddingCache::builder_for::<ContentKey>().max_entries(100).build().unwrap();
-    let (a, b) = (ContentKey::builder("m").tenant("a"), ContentKey::builder("m").tenant("b"));
+    let cache = EmbeddingCacheBuilder::<ContentKey>::new().max_entries(100).build().unwrap();
+    let (a, b) = (ContentKey::for_model("m").tenant("a"), ContentKey::for_model("m").tenant("b"));
     let gate = Arc::new(tokio::sync::Notify::new());
     let load = |key: ContentKey| {
         let (cache, gate) = (cache.clone(), Arc::clone(&gate));
@@ -224,7 +224,7 @@ async fn invalidations_of_one_tenant_starve_no_other() {
             }
         }
     });
-    let b = CacheKey::builder("m").tenant("b");
+    let b = CacheKey::for_model("m").tenant("b");
     for text in 0..20 {
         let text = text.to_string();
         let slow = || async {

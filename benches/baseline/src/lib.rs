@@ -393,7 +393,7 @@ impl SingleLockCache {
     ///
     /// ```
     /// # use baseline::SingleLockCache;
-    /// assert_eq!(SingleLockCache::new(1000, 3600, 64).stats().hit_rate(), 0.0);
+    /// assert_eq!(SingleLockCache::new(1000, 3600, 64).stats().hit_ratio(), 0.0);
     /// ```
     #[must_use]
     pub fn stats(&self) -> CacheStats {

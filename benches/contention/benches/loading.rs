@@ -26,12 +26,12 @@ fn main() {
     let test = std::env::args().any(|argument| argument == "--test");
     let size =
         if test { Size { rounds: 1, batches: 10 } } else { Size { rounds: 31, batches: 2000 } };
-    let words = CacheKey::builder("e5-base").revision("1");
+    let words = CacheKey::for_model("e5-base").revision("1");
     let keys: Vec<CacheKey> = (0..ENTRIES).map(|i| words.text(&i.to_string())).collect();
     compare("CacheKey", EmbeddingCache::builder(), &keys, &size);
-    let digests = ContentKey::builder("e5-base").revision("1");
+    let digests = ContentKey::for_model("e5-base").revision("1");
     let keys: Vec<ContentKey> = (0..ENTRIES).map(|i| digests.text(&i.to_string())).collect();
-    compare("ContentKey", EmbeddingCache::builder_for::<ContentKey>(), &keys, &size);
+    compare("ContentKey", EmbeddingCacheBuilder::<ContentKey>::new(), &keys, &size);
 }
 
 fn compare<K: EmbeddingKey>(

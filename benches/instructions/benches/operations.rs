@@ -19,8 +19,8 @@ use std::time::Duration;
 
 use ahash::RandomState;
 use embedding_cache::{
-    CacheKey, Clock, ContentKey, EmbeddingCache, EmbeddingKey, EmbeddingVector, EvictionPolicy,
-    KeySpec, ShardedCache, ShardedCacheBuilder,
+    CacheKey, Clock, ContentKey, EmbeddingCache, EmbeddingCacheBuilder, EmbeddingKey,
+    EmbeddingVector, EvictionPolicy, KeySpec, ShardedCache, ShardedCacheBuilder,
 };
 use gungraun::Callgrind;
 use gungraun::prelude::*;
@@ -101,11 +101,11 @@ where
 }
 
 fn content_keys(first: usize) -> Vec<ContentKey> {
-    keys(&ContentKey::builder("intfloat/multilingual-e5-base").revision("1"), first)
+    keys(&ContentKey::for_model("intfloat/multilingual-e5-base").revision("1"), first)
 }
 
 fn cache_keys() -> Vec<CacheKey> {
-    keys(&CacheKey::builder("intfloat/multilingual-e5-base").revision("1"), 0)
+    keys(&CacheKey::for_model("intfloat/multilingual-e5-base").revision("1"), 0)
 }
 
 fn vector() -> EmbeddingVector {
@@ -117,7 +117,7 @@ fn core(room: usize) -> ShardedCacheBuilder<ContentKey, EmbeddingVector, RandomS
 }
 
 fn door<K: EmbeddingKey>() -> Door<K> {
-    EmbeddingCache::builder_for::<K>()
+    EmbeddingCacheBuilder::<K>::new()
         .max_entries(2 * OPERATIONS)
         .shards(SHARDS)
         .hasher(hasher())

@@ -169,7 +169,7 @@ impl Monitor {
             cache: service.info().map(|info| Cache {
                 hits: info.stats.hits,
                 misses: info.stats.misses,
-                hit_ratio: (info.stats.total_requests() > 0).then(|| info.stats.hit_rate()),
+                hit_ratio: (info.stats.total_requests() > 0).then(|| info.stats.hit_ratio()),
                 joins: info.stats.joins,
                 entries: info.size,
                 bytes: info.memory_bytes,

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use embedding_cache::{
-    Batcher, CacheError, CacheInfo, CleanupHandle, ContentKey, EmbeddingCache, EmbeddingVector,
-    KeySpec,
+    Batcher, CacheError, CacheInfo, CleanupHandle, ContentKey, EmbeddingCache,
+    EmbeddingCacheBuilder, EmbeddingVector, KeySpec,
 };
 use futures_util::stream::{self, StreamExt as _};
 
@@ -201,7 +201,7 @@ enum Failure {
 
 impl Cached {
     fn new(options: &Options, backend: &Arc<Backend>) -> Result<Self, StartError> {
-        let mut builder = EmbeddingCache::builder_for::<ContentKey>()
+        let mut builder = EmbeddingCacheBuilder::<ContentKey>::new()
             .name("default")
             .max_bytes(options.cache_mb << 20)
             // As many as there can be requests: the batcher is what bounds calls of the model.
@@ -257,7 +257,7 @@ impl Cached {
 
 /// All that decides a vector beside the input.
 fn key_spec(model: &str, dimensions: Option<usize>, built_in: bool) -> KeySpec<ContentKey> {
-    let mut spec = ContentKey::builder(model);
+    let mut spec = ContentKey::for_model(model);
     if let Some(dimensions) = dimensions {
         spec = spec.dimensions(dimensions);
     }

@@ -20,7 +20,7 @@ use super::stored::{Probe, StoredKey};
 ///
 /// Everything that changes the vector belongs into the key: the revision of the model, the role of
 /// the text, a prompt, the dimensions that were asked for. A [`KeySpec`] from
-/// [`builder`](Self::builder) sees to that; in a key made by hand ([`new`](Self::new)) they have to go
+/// [`for_model`](Self::for_model) sees to that; in a key made by hand ([`new`](Self::new)) they have to go
 /// into `model_version`. The order is that of the fields.
 ///
 /// # Examples
@@ -31,7 +31,7 @@ use super::stored::{Probe, StoredKey};
 /// let key = CacheKey::new("9f86d081884c7d65", "e5-base@1").with_chunk("7");
 /// assert_eq!(key.to_string(), "e5-base@1/9f86d081884c7d65#7");
 ///
-/// let key = CacheKey::builder("e5-base").revision("1").text("a text");
+/// let key = CacheKey::for_model("e5-base").revision("1").text("a text");
 /// assert_eq!((key.model_version.as_str(), key.content_hash.len()), ("e5-base@1", 64));
 /// ```
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -59,11 +59,11 @@ impl CacheKey {
     /// ```
     /// use embedding_cache::CacheKey;
     ///
-    /// let spec = CacheKey::builder("e5-base").revision("1");
+    /// let spec = CacheKey::for_model("e5-base").revision("1");
     /// let key = spec.text("a text").with_chunk("7");
     /// assert_eq!(key.model_version, "e5-base@1");
     /// ```
-    pub fn builder(model: impl Into<Arc<str>>) -> KeySpec<Self> {
+    pub fn for_model(model: impl Into<Arc<str>>) -> KeySpec<Self> {
         KeySpec::new(model.into())
     }
 

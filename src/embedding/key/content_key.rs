@@ -16,7 +16,7 @@ use super::{halves, hex};
 
 /// What an embedding was computed from, in 32 bytes: no heap, copied like a number.
 ///
-/// Made by a [`KeySpec`] from [`ContentKey::builder`], it holds a tag of the model (4 bytes), a tag
+/// Made by a [`KeySpec`] from [`ContentKey::for_model`], it holds a tag of the model (4 bytes), a tag
 /// of the tenant (4 bytes, all zero without one) and 24 bytes of a SHA-256 over the text and every
 /// setting. Equal keys are equal texts with equal settings, but for a collision of 192 bits: after
 /// 2^64 texts, more than anybody embeds, the chance of a single one is 2^-65, and to make one on
@@ -36,12 +36,12 @@ use super::{halves, hex};
 /// # Examples
 ///
 /// ```
-/// use embedding_cache::{ContentKey, EmbeddingCache, Role};
+/// use embedding_cache::{ContentKey, EmbeddingCache, EmbeddingCacheBuilder, Role};
 ///
 /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
 /// let cache: EmbeddingCache<ContentKey> =
-///     EmbeddingCache::builder_for::<ContentKey>().max_bytes(256 << 20).build()?;
-/// let queries = ContentKey::builder("e5-base").revision("1").role(Role::Query);
+///     EmbeddingCacheBuilder::new().max_bytes(256 << 20).build()?;
+/// let queries = ContentKey::for_model("e5-base").revision("1").role(Role::Query);
 ///
 /// let key = queries.text("how are keys hashed?");
 /// cache.put(key, [0.6, 0.8]).await?;
@@ -71,11 +71,11 @@ impl ContentKey {
     /// ```
     /// use embedding_cache::ContentKey;
     ///
-    /// let spec = ContentKey::builder("text-embedding-3-small").dimensions(512);
+    /// let spec = ContentKey::for_model("text-embedding-3-small").dimensions(512);
     /// assert_ne!(spec.text("a"), spec.text("b"));
     /// assert_eq!(spec.text("a"), spec.text("a"));
     /// ```
-    pub fn builder(model: impl Into<Arc<str>>) -> KeySpec<Self> {
+    pub fn for_model(model: impl Into<Arc<str>>) -> KeySpec<Self> {
         KeySpec::new(model.into())
     }
 
@@ -84,7 +84,7 @@ impl ContentKey {
     ///
     /// ```
     /// # use embedding_cache::ContentKey;
-    /// let key = ContentKey::builder("e5-base").text("a");
+    /// let key = ContentKey::for_model("e5-base").text("a");
     /// assert_eq!(ContentKey::from_bytes(*key.as_bytes()), key);
     /// ```
     #[must_use]
@@ -97,7 +97,7 @@ impl ContentKey {
     ///
     /// ```
     /// # use embedding_cache::ContentKey;
-    /// let spec = ContentKey::builder("e5-base");
+    /// let spec = ContentKey::for_model("e5-base");
     /// let (a, b) = (spec.text("a"), spec.text("b"));
     /// assert_eq!(a.as_bytes()[..4], b.as_bytes()[..4], "one model");
     /// assert_eq!(a.as_bytes()[4..8], [0; 4], "no tenant");
@@ -112,8 +112,8 @@ impl ContentKey {
     ///
     /// ```
     /// # use embedding_cache::{CacheKey, ContentKey};
-    /// let key = ContentKey::builder("e5-base").text("a");
-    /// assert_eq!(key.to_hex(), CacheKey::builder("e5-base").text("a").content_hash);
+    /// let key = ContentKey::for_model("e5-base").text("a");
+    /// assert_eq!(key.to_hex(), CacheKey::for_model("e5-base").text("a").content_hash);
     /// ```
     #[must_use]
     pub fn to_hex(&self) -> String {
@@ -180,7 +180,7 @@ impl FromStr for ContentKey {
     /// ```
     /// use embedding_cache::ContentKey;
     ///
-    /// let key = ContentKey::builder("e5-base").text("a");
+    /// let key = ContentKey::for_model("e5-base").text("a");
     /// assert_eq!(key.to_string().parse::<ContentKey>()?, key);
     /// assert!("12ab".parse::<ContentKey>().unwrap_err().is_invalid_key());
     /// # Ok::<(), embedding_cache::CacheError>(())

@@ -25,14 +25,14 @@ pub use spec::{KeySpec, Role, Truncation};
 /// # Examples
 ///
 /// ```
-/// use embedding_cache::{CacheKey, ContentKey, EmbeddingCache, EmbeddingKey};
+/// use embedding_cache::{CacheKey, ContentKey, EmbeddingCache, EmbeddingCacheBuilder, EmbeddingKey};
 ///
 /// fn held<K: EmbeddingKey>(cache: &EmbeddingCache<K>) -> usize {
 ///     cache.info().size
 /// }
 ///
 /// let words: EmbeddingCache<CacheKey> = EmbeddingCache::builder().max_entries(10).build()?;
-/// let digests = EmbeddingCache::builder_for::<ContentKey>().max_entries(10).build()?;
+/// let digests = EmbeddingCacheBuilder::<ContentKey>::new().max_entries(10).build()?;
 /// assert_eq!((held(&words), held(&digests)), (0, 0));
 /// # Ok::<(), embedding_cache::CacheError>(())
 /// ```

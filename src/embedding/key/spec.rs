@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::framing::{Field, Framing};
 use super::names::{NO_TENANT, Tag, model_tag, tenant_tag};
-use super::{ContentKey, EmbeddingKey};
+use super::{CacheKey, ContentKey, EmbeddingKey};
 
 /// What a text is embedded for, where a model makes different vectors for different uses.
 ///
@@ -29,7 +29,7 @@ use super::{ContentKey, EmbeddingKey};
 /// ```
 /// use embedding_cache::{ContentKey, Role};
 ///
-/// let spec = ContentKey::builder("e5-base");
+/// let spec = ContentKey::for_model("e5-base");
 /// let (query, document) = (spec.clone().role(Role::Query), spec.role(Role::Document));
 /// assert_ne!(query.text("rust"), document.text("rust"));
 /// ```
@@ -80,7 +80,7 @@ impl Role {
 /// ```
 /// use embedding_cache::{ContentKey, Truncation};
 ///
-/// let spec = ContentKey::builder("e5-base");
+/// let spec = ContentKey::for_model("e5-base");
 /// let short = spec.clone().truncation(Truncation::KeepStart { max_tokens: 256 });
 /// let long = spec.truncation(Truncation::KeepStart { max_tokens: 512 });
 /// assert_ne!(short.text("a"), long.text("a"), "also for a text that both keep: one miss, no fault");
@@ -119,8 +119,8 @@ impl Truncation {
 }
 
 /// What determines a vector beside the text: a specification that is made once for a model, and
-/// makes the keys of many texts. From [`CacheKey::builder`](crate::CacheKey::builder) or
-/// [`ContentKey::builder`].
+/// makes the keys of many texts. From [`CacheKey::for_model`](crate::CacheKey::for_model) or
+/// [`ContentKey::for_model`].
 ///
 /// Everything that changes the vector must be said here, or entries with different vectors share a
 /// key. What has no setting of its own goes into [`revision`](Self::revision): pooling, the number
@@ -137,14 +137,15 @@ impl Truncation {
 ///
 /// A clone is a reference count, and the first change to it one allocation more: cheap enough for a
 /// tenant that comes with a request. All settings are hashed when they are set; a key costs a pass over
-/// its text only. Threads may share a specification.
+/// its text only. Threads may share a specification. Where a type names one, `KeySpec` alone is that of
+/// [`CacheKey`]s.
 ///
 /// # Examples
 ///
 /// ```
 /// use embedding_cache::{CacheKey, Role};
 ///
-/// let model = CacheKey::builder("text-embedding-3-small").revision("2024-01").dimensions(512);
+/// let model = CacheKey::for_model("text-embedding-3-small").revision("2024-01").dimensions(512);
 /// let queries = model.clone().role(Role::Query);
 /// let documents = model.role(Role::Document);
 ///
@@ -154,7 +155,7 @@ impl Truncation {
 /// assert_eq!(key, queries.text("what is a cache?"));
 /// ```
 #[must_use]
-pub struct KeySpec<K> {
+pub struct KeySpec<K = CacheKey> {
     spec: Arc<Spec>,
     /// Makes keys and holds none.
     makes: PhantomData<fn() -> K>,
@@ -248,7 +249,7 @@ impl<K: EmbeddingKey> KeySpec<K> {
     ///
     /// ```
     /// # use embedding_cache::CacheKey;
-    /// let key = CacheKey::builder("e5-base").revision("2").text("a");
+    /// let key = CacheKey::for_model("e5-base").revision("2").text("a");
     /// assert_eq!(key.model_version, "e5-base@2");
     /// ```
     pub fn revision(self, revision: &str) -> Self {
@@ -262,7 +263,7 @@ impl<K: EmbeddingKey> KeySpec<K> {
     ///
     /// ```
     /// # use embedding_cache::{ContentKey, Role};
-    /// let spec = ContentKey::builder("e5-base");
+    /// let spec = ContentKey::for_model("e5-base");
     /// assert_ne!(spec.text("a"), spec.clone().role(Role::Query).text("a"));
     /// ```
     pub fn role(self, role: Role) -> Self {
@@ -274,7 +275,7 @@ impl<K: EmbeddingKey> KeySpec<K> {
     ///
     /// ```
     /// # use embedding_cache::ContentKey;
-    /// let spec = ContentKey::builder("e5-base");
+    /// let spec = ContentKey::for_model("e5-base");
     /// let prompted = spec.clone().prompt("query: ");
     /// assert_ne!(prompted.text("a"), spec.text("query: a"), "at worst a miss");
     /// ```
@@ -287,7 +288,7 @@ impl<K: EmbeddingKey> KeySpec<K> {
     ///
     /// ```
     /// # use embedding_cache::ContentKey;
-    /// let spec = ContentKey::builder("text-embedding-3-small");
+    /// let spec = ContentKey::for_model("text-embedding-3-small");
     /// assert_ne!(spec.clone().dimensions(512).text("a"), spec.dimensions(1536).text("a"));
     /// ```
     pub fn dimensions(self, dimensions: usize) -> Self {
@@ -298,7 +299,7 @@ impl<K: EmbeddingKey> KeySpec<K> {
     ///
     /// ```
     /// # use embedding_cache::ContentKey;
-    /// let spec = ContentKey::builder("e5-base");
+    /// let spec = ContentKey::for_model("e5-base");
     /// assert_ne!(spec.clone().normalize(true).text("a"), spec.normalize(false).text("a"));
     /// ```
     pub fn normalize(self, normalize: bool) -> Self {
@@ -309,7 +310,7 @@ impl<K: EmbeddingKey> KeySpec<K> {
     ///
     /// ```
     /// # use embedding_cache::{ContentKey, Truncation};
-    /// let spec = ContentKey::builder("e5-base");
+    /// let spec = ContentKey::for_model("e5-base");
     /// assert_ne!(spec.clone().truncation(Truncation::Refuse).text("a"), spec.text("a"));
     /// ```
     pub fn truncation(self, truncation: Truncation) -> Self {
@@ -322,7 +323,7 @@ impl<K: EmbeddingKey> KeySpec<K> {
     ///
     /// ```
     /// # use embedding_cache::ContentKey;
-    /// let spec = ContentKey::builder("e5-base");
+    /// let spec = ContentKey::for_model("e5-base");
     /// assert_ne!(spec.clone().tenant("acme").text("a"), spec.tenant("").text("a"));
     /// ```
     pub fn tenant(self, tenant: &str) -> Self {
@@ -333,11 +334,11 @@ impl<K: EmbeddingKey> KeySpec<K> {
     }
 
     /// The key of `text`, as it is handed to the model. One pass over it, `O(text)`; allocates
-    /// nothing for a [`ContentKey`], and two strings for a [`CacheKey`](crate::CacheKey).
+    /// nothing for a [`ContentKey`], and two strings for a [`CacheKey`].
     ///
     /// ```
     /// # use embedding_cache::ContentKey;
-    /// let spec = ContentKey::builder("e5-base");
+    /// let spec = ContentKey::for_model("e5-base");
     /// assert_ne!(spec.text("a"), spec.text("a "));
     /// ```
     #[must_use]
@@ -347,11 +348,11 @@ impl<K: EmbeddingKey> KeySpec<K> {
 
     /// The key of a text that is handed to the model as `tokens`. Differs from that of the text: which
     /// tokens it is, only the model's tokenizer could say. One pass, `O(tokens)`; allocates nothing for
-    /// a [`ContentKey`], and two strings for a [`CacheKey`](crate::CacheKey).
+    /// a [`ContentKey`], and two strings for a [`CacheKey`].
     ///
     /// ```
     /// # use embedding_cache::ContentKey;
-    /// let spec = ContentKey::builder("e5-base");
+    /// let spec = ContentKey::for_model("e5-base");
     /// assert_ne!(spec.tokens(&[101, 7592, 102]), spec.tokens(&[101, 102]));
     /// ```
     #[must_use]
@@ -361,11 +362,11 @@ impl<K: EmbeddingKey> KeySpec<K> {
 
     /// The key of what is no text: an image, a recording. Differs from that of a text with the same
     /// bytes. One pass, `O(bytes)`; allocates nothing for a [`ContentKey`], and two strings for a
-    /// [`CacheKey`](crate::CacheKey).
+    /// [`CacheKey`].
     ///
     /// ```
     /// # use embedding_cache::ContentKey;
-    /// let spec = ContentKey::builder("clip-vit-b-32");
+    /// let spec = ContentKey::for_model("clip-vit-b-32");
     /// assert_ne!(spec.bytes(b"abc"), spec.text("abc"));
     /// ```
     #[must_use]

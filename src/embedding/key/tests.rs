@@ -46,17 +46,17 @@ fn keys_belong<K: EmbeddingKey>(builder: fn(&'static str) -> KeySpec<K>) {
 
 #[test]
 fn content_keys_belong_to_their_model_and_tenant() {
-    keys_belong(ContentKey::builder);
+    keys_belong(ContentKey::for_model);
 }
 
 #[test]
 fn cache_keys_belong_to_their_model_and_tenant() {
-    keys_belong(CacheKey::builder);
+    keys_belong(CacheKey::for_model);
 }
 
 #[test]
 fn a_chunk_changes_neither_model_nor_tenant() {
-    let key = CacheKey::builder("e5-base").revision("1").tenant("acme").text("a").with_chunk("7");
+    let key = CacheKey::for_model("e5-base").revision("1").tenant("acme").text("a").with_chunk("7");
     assert!(is_of(&key, "e5-base") && is_whose(&key, "acme"));
     assert!(is_of(&key, "e5-base@1"), "one revision, by its full name");
     assert!(!is_of(&key, "e5-base@2") && !is_of(&key, "e5-base@1@7"));

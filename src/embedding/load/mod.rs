@@ -59,8 +59,10 @@ where
     ///
     /// `embed` makes a future that answers a vector in any form ([`IntoEmbedding`]) or a `Result`
     /// of one. It runs in a task of its own: it goes on, and its answer is stored, when this caller
-    /// no longer waits. For a future that borrows from its surroundings there is
-    /// [`Load::get_or_embed_borrowed`].
+    /// no longer waits. So it may not borrow from its surroundings. Where the compiler says that
+    /// something *does not live long enough*, that *borrowed data escapes* or that a future *cannot be
+    /// sent between threads*, either move clones into it (of an `Arc`, of a client) or call
+    /// [`get_or_embed_borrowed`](Load::get_or_embed_borrowed) of a [`load`](Self::load) instead.
     ///
     /// A hit costs what [`get`](Self::get) costs. A miss takes the lock of a part of what is in flight
     /// for a lookup, spawns a task, and allocates some 1 KB until it is answered.
@@ -124,7 +126,8 @@ where
     /// [`max_batch`](super::EmbeddingCacheBuilder::max_batch) keys, which run at the same time and
     /// are stored as they land. Each makes a future that answers a vector, or a `Result` of one,
     /// for each key ([`IntoEmbeddings`]); it runs in a task of its own and goes on when this caller
-    /// no longer waits.
+    /// no longer waits. A future that has to borrow goes to
+    /// [`Load::get_or_embed_many_borrowed`]; see [`get_or_embed`](Self::get_or_embed).
     ///
     /// A batch of hits costs what [`get_many`](Self::get_many) costs and allocates the result only.
     /// Otherwise `O(keys)`, and as [`get_or_embed`](Self::get_or_embed) for each missing key.
@@ -151,7 +154,7 @@ where
     ///
     /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
     /// let cache = EmbeddingCache::builder().max_bytes(256 << 20).build()?;
-    /// let e5 = CacheKey::builder("e5-base");
+    /// let e5 = CacheKey::for_model("e5-base");
     /// let texts = ["red".to_string(), "green".to_string()];
     /// let keys: Vec<CacheKey> = texts.iter().map(|text| e5.text(text)).collect();
     ///
@@ -229,8 +232,9 @@ impl<K: EmbeddingKey, S> Load<'_, K, S> {
         self
     }
 
-    /// The most keys that one call of the closure is asked for; 0 counts as 1. The default is that
-    /// of the [builder](super::EmbeddingCacheBuilder::max_batch).
+    /// The most keys that one call of the closure is asked for, at least 1; with 0 each missing key is
+    /// an error ([`CacheError::is_configuration`]). The default is that of the
+    /// [builder](super::EmbeddingCacheBuilder::max_batch).
     ///
     /// ```
     /// # use embedding_cache::{CacheKey, EmbeddingCache};
@@ -244,7 +248,7 @@ impl<K: EmbeddingKey, S> Load<'_, K, S> {
     /// # }).unwrap();
     /// ```
     pub fn max_batch(mut self, keys: usize) -> Self {
-        self.options.max_batch = keys.max(1);
+        self.options.max_batch = keys;
         self
     }
 
@@ -408,6 +412,10 @@ where
         if !request.is_open() {
             return request.finish();
         }
+        if self.options.max_batch == 0 {
+            return request
+                .fail(&ErrorKind::Zero { what: "a load's limit on keys of a call" }.into());
+        }
         let Some(tasks) = task::Spawner::current() else {
             return request.fail(&ErrorKind::NoRuntime { what: "an owned load" }.into());
         };
@@ -433,6 +441,10 @@ where
     {
         if !request.is_open() {
             return request.finish();
+        }
+        if self.options.max_batch == 0 {
+            return request
+                .fail(&ErrorKind::Zero { what: "a load's limit on keys of a call" }.into());
         }
         let heartbeat = Arc::new(Heartbeat::default());
         let work = heartbeat.around(Box::pin(async {

@@ -51,6 +51,18 @@ impl<K> Missing<K> {
         self.positions.push(position);
     }
 
+    /// How many keys there are to embed; at least one.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.keys.len()
+    }
+
+    /// Never, in a closure that a load calls: it is called for what is missing.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.keys.is_empty()
+    }
+
     /// The keys to embed. The answer must have an embedding, or an error, for each in this order.
     #[must_use]
     pub fn keys(&self) -> &[K] {
@@ -81,11 +93,21 @@ impl<K> Missing<K> {
     }
 }
 
-impl<K> std::ops::Deref for Missing<K> {
-    type Target = [K];
+impl<'a, K> IntoIterator for &'a Missing<K> {
+    type Item = &'a K;
+    type IntoIter = std::slice::Iter<'a, K>;
 
-    fn deref(&self) -> &[K] {
-        &self.keys
+    fn into_iter(self) -> Self::IntoIter {
+        self.keys.iter()
+    }
+}
+
+impl<K> IntoIterator for Missing<K> {
+    type Item = K;
+    type IntoIter = std::vec::IntoIter<K>;
+
+    fn into_iter(self) -> Self::IntoIter {
+        self.keys.into_iter()
     }
 }
 

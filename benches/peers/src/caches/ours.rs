@@ -2,7 +2,9 @@
 
 use std::future::Future;
 
-use embedding_cache::{EmbeddingCache, EmbeddingVector, EvictionPolicy, ShardedCache};
+use embedding_cache::{
+    EmbeddingCache, EmbeddingCacheBuilder, EmbeddingVector, EvictionPolicy, ShardedCache,
+};
 
 use super::{AsyncCache, Cache, Hasher, Limits, Visitor, wait_for};
 use crate::keys::{Key, TextKey, Value};
@@ -79,7 +81,7 @@ pub(crate) struct Door<K: TextKey>(EmbeddingCache<K>);
 
 impl<K: TextKey> Door<K> {
     pub(crate) fn new(limits: &Limits, policy: EvictionPolicy) -> Self {
-        let mut builder = EmbeddingCache::builder_for::<K>().eviction(policy);
+        let mut builder = EmbeddingCacheBuilder::<K>::new().eviction(policy);
         builder = match limits.bytes {
             None => builder.max_entries(limits.entries),
             Some(bytes) => builder.max_bytes(bytes),
