@@ -239,9 +239,9 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// # }).unwrap();
     /// ```
     pub async fn remove(&self, key: &K) -> Option<EmbeddingVector> {
-        let Inner { core, waiters, inflight, .. } = &*self.inner;
+        let Inner { core, waiters, .. } = &*self.inner;
         let probe = key.probe();
-        inflight.supersede(&probe);
+        self.inner.supersede(key);
         let removed = waiters.until(None, |slice| core.remove_slice(&probe, slice)).await;
         removed.flatten().map(|components| self.inner.vector(components))
     }
@@ -279,7 +279,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             Ok(stored) => stored,
             Err(error) => return Err(error.giving_back(vector)),
         };
-        self.inner.inflight.supersede(&key.probe());
+        self.inner.supersede(&key);
         let mut entry = Some((stored, vector.into_shared()));
         // No closure: it would be given the entry where all goes well, too.
         match self.inner.core.insert_entry(&mut entry) {
@@ -318,7 +318,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             Ok(stored) => stored,
             Err(error) => return Break(Err(error.giving_back(vector))),
         };
-        self.inner.inflight.supersede(&key.probe());
+        self.inner.supersede(key);
         let mut entry = Some((stored, vector.into_shared()));
         match self.inner.core.insert_at_once(&mut entry, terms) {
             Ok(()) => Break(Ok(())),
@@ -346,6 +346,17 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     fn not_admitted(&self, key: &K, error: CacheError) -> CacheError {
         self.inner.core.count_refusal(&key.probe(), &error);
         error
+    }
+}
+
+impl<K: EmbeddingKey, S> Inner<K, S> {
+    /// Supersedes the load of a key that is about to be written, if there is one. One relaxed load
+    /// while nothing is being loaded.
+    #[inline]
+    pub(super) fn supersede(&self, key: &K) {
+        if self.inflight.len() > 0 {
+            self.inflight.supersede(&key.probe());
+        }
     }
 }
 

@@ -108,7 +108,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             let vector = vector.into();
             match self.admit(&key, &vector) {
                 Ok(stored) => {
-                    self.inner.inflight.supersede(&key.probe());
+                    self.inner.supersede(&key);
                     positions.push(results.len());
                     admitted.push((stored, vector.into_shared()));
                     results.push(Ok(()));
