@@ -54,9 +54,10 @@ pub(super) struct Removals<K, V> {
     nested_len: AtomicUsize,
     /// What invalidations left behind. Locked for the moves of one bite, with no other lock held.
     backlog: Mutex<VecDeque<Outdated<K, V>>>,
-    /// How many tables that are. Relaxed, as the next two: nothing is read because of them but the
+    /// How many tables that are, and one more if there is a listener: zero says in one look that what
+    /// leaves has but to be dropped. Relaxed, as the next two: nothing is read because of them but the
     /// backlog, by its lock.
-    tables: AtomicUsize,
+    work: AtomicUsize,
     /// What is in them, or on the way there.
     entries: AtomicU64,
     weight: AtomicU64,
@@ -80,11 +81,11 @@ struct Bite<K, V> {
 impl<K, V> Removals<K, V> {
     pub(super) fn new(listener: Option<Listener<K, V>>) -> Self {
         Self {
+            work: AtomicUsize::new(usize::from(listener.is_some())),
             listener,
             nested: Mutex::new(Vec::new()),
             nested_len: AtomicUsize::new(0),
             backlog: Mutex::new(VecDeque::new()),
-            tables: AtomicUsize::new(0),
             entries: AtomicU64::new(0),
             weight: AtomicU64::new(0),
         }
@@ -93,12 +94,12 @@ impl<K, V> Removals<K, V> {
     /// Whether an operation that made an entry leave has nothing to do but drop it.
     #[inline]
     pub(super) fn is_idle(&self) -> bool {
-        self.listener.is_none() && !self.has_backlog()
+        self.work.load(Relaxed) == 0
     }
 
     #[inline]
     fn has_backlog(&self) -> bool {
-        self.tables.load(Relaxed) != 0
+        self.work.load(Relaxed) > usize::from(self.listener.is_some())
     }
 
     /// What is no longer in the cache but not yet dropped.
@@ -172,7 +173,7 @@ impl<K, V> Removals<K, V> {
         });
         if !more {
             backlog.pop_front();
-            self.tables.fetch_sub(1, Relaxed);
+            self.work.fetch_sub(1, Relaxed);
         }
         drop(backlog);
         Some(Bite { entries, amount, owner })
@@ -259,7 +260,7 @@ impl<K, V> Drop for Leaving<'_, '_, K, V> {
             let removals = self.notifier.removals;
             let mut backlog = removals.backlog.lock();
             backlog.push_back(outdated);
-            removals.tables.fetch_add(1, Relaxed);
+            removals.work.fetch_add(1, Relaxed);
         }
         let mut entries = std::mem::take(&mut self.gone.entries);
         self.notifier.dispose_all(entries.drain(..));
