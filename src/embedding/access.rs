@@ -5,8 +5,8 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use std::pin::Pin;
 use std::time::Duration;
 
+use crate::core::InsertOptions;
 use crate::error::{CacheError, ErrorKind};
-use crate::sharded::Terms;
 use crate::vector::EmbeddingVector;
 
 use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
@@ -68,7 +68,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         key: K,
         embedding: impl Into<EmbeddingVector>,
     ) -> Result<(), CacheError> {
-        let waiting = match self.put_at_once(&key, embedding.into(), Terms::default(), None) {
+        let waiting = match self.put_at_once(&key, embedding.into(), InsertOptions::default(), None)
+        {
             Break(done) => return done,
             Continue(waiting) => waiting,
         };
@@ -103,7 +104,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         embedding: impl Into<EmbeddingVector>,
         time_to_live: Duration,
     ) -> Result<(), CacheError> {
-        let terms = Terms { time_to_live: Some(time_to_live), ..Terms::default() };
+        let terms = InsertOptions { time_to_live: Some(time_to_live), ..InsertOptions::default() };
         let waiting = match self.put_at_once(&key, embedding.into(), terms, None) {
             Break(done) => return done,
             Continue(waiting) => waiting,
@@ -179,10 +180,11 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         timeout_ms: u64,
     ) -> Result<(), CacheError> {
         let limit = Some(Duration::from_millis(timeout_ms));
-        let waiting = match self.put_at_once(&key, embedding.into(), Terms::default(), limit) {
-            Break(done) => return done,
-            Continue(waiting) => waiting,
-        };
+        let waiting =
+            match self.put_at_once(&key, embedding.into(), InsertOptions::default(), limit) {
+                Break(done) => return done,
+                Continue(waiting) => waiting,
+            };
         waiting.await
     }
 
@@ -311,7 +313,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         &self,
         key: &K,
         vector: EmbeddingVector,
-        terms: Terms<'static>,
+        terms: InsertOptions<'static>,
         limit: Option<Duration>,
     ) -> ControlFlow<Put, Pin<Box<impl Future<Output = Put>>>> {
         let stored = match self.admit(key, &vector) {
@@ -365,7 +367,7 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
     pub(super) async fn insert(
         &self,
         mut entry: Entry<K>,
-        terms: Terms<'_>,
+        terms: InsertOptions<'_>,
         limit: Option<Duration>,
     ) -> Put {
         match self.core.insert_at_once(&mut entry, terms) {
@@ -381,7 +383,7 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
     async fn insert_until(
         &self,
         mut entry: Entry<K>,
-        terms: Terms<'_>,
+        terms: InsertOptions<'_>,
         limit: Option<Duration>,
     ) -> Put {
         let mut contended = 0;
