@@ -19,11 +19,11 @@ async fn metrics_are_those_of_the_cache_and_of_the_server() {
         r#"embedding_cache_misses_total{cache="default"} 1"#,
         r#"embedding_cache_entries{cache="default"} 1"#,
         r#"embedding_cache_load_seconds_count{cache="default"} 1"#,
-        r#"embedding_server_requests_total{status="200"} 3"#,
-        r#"embedding_server_requests_total{status="400"} 1"#,
-        r"embedding_server_request_seconds_count 3",
-        r"embedding_server_model_calls_total 1",
-        r"embedding_server_requests_in_flight 0",
+        r#"embedding_cache_server_requests_total{status="200"} 3"#,
+        r#"embedding_cache_server_requests_total{status="400"} 1"#,
+        r"embedding_cache_server_request_seconds_count 3",
+        r"embedding_cache_server_model_calls_total 1",
+        r"embedding_cache_server_requests_in_flight 0",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
     }

@@ -4,7 +4,7 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser;
-use embedding_server::{Options, Server, StartError};
+use embedding_cache_server::{Options, Server, StartError};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
@@ -14,7 +14,7 @@ fn main() -> ExitCode {
     match run(options) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("embedding-server: {error}");
+            eprintln!("embedding-cache-server: {error}");
             ExitCode::FAILURE
         }
     }

@@ -13,109 +13,109 @@ const ABOUT: &str = "An OpenAI-compatible embedding server with a cache in front
 ///
 /// ```
 /// use clap::Parser as _;
-/// use embedding_server::Options;
+/// use embedding_cache_server::Options;
 ///
-/// let options = Options::try_parse_from(["embedding-server", "--listen", "127.0.0.1:0"])?;
+/// let options = Options::try_parse_from(["embedding-cache-server", "--listen", "127.0.0.1:0"])?;
 /// assert_eq!(options.cache_mb, 512);
 /// # Ok::<(), clap::Error>(())
 /// ```
 #[derive(Debug, Clone, clap::Parser)]
-#[command(name = "embedding-server", version, about = ABOUT, long_about = ABOUT)]
+#[command(name = "embedding-cache-server", version, about = ABOUT, long_about = ABOUT)]
 #[non_exhaustive]
 pub struct Options {
     /// Address to listen on; port 0 takes a free one, which is printed.
-    #[arg(long, env = "EMBEDDING_SERVER_LISTEN", default_value = "127.0.0.1:8080")]
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_LISTEN", default_value = "127.0.0.1:8080")]
     pub listen: SocketAddr,
 
     /// Models served, as NAME or NAME=DIMENSIONS, separated by commas or by repeating the option.
     /// Without it: the built-in embedder under its own name, or every model of the upstream.
-    #[arg(long = "model", env = "EMBEDDING_SERVER_MODELS", value_delimiter = ',')]
+    #[arg(long = "model", env = "EMBEDDING_CACHE_SERVER_MODELS", value_delimiter = ',')]
     pub models: Vec<Model>,
 
     /// Mebibytes that the cache may hold.
-    #[arg(long, env = "EMBEDDING_SERVER_CACHE_MB", default_value_t = 512,
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_CACHE_MB", default_value_t = 512,
           value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     pub cache_mb: u64,
 
     /// How long a vector is served from the cache; for ever by default.
-    #[arg(long, env = "EMBEDDING_SERVER_TTL", value_parser = duration)]
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_TTL", value_parser = duration)]
     pub ttl: Option<Duration>,
 
     /// How long past its time a vector is still served when the model fails.
-    #[arg(long, env = "EMBEDDING_SERVER_STALE_IF_ERROR", default_value = "0s",
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_STALE_IF_ERROR", default_value = "0s",
           value_parser = duration)]
     pub stale_if_error: Duration,
 
     /// Answer every request by the model, to compare.
-    #[arg(long, env = "EMBEDDING_SERVER_NO_CACHE")]
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_NO_CACHE")]
     pub no_cache: bool,
 
     /// Inputs that a request may have.
-    #[arg(long, env = "EMBEDDING_SERVER_MAX_BATCH", default_value_t = 2048,
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_MAX_BATCH", default_value_t = 2048,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_batch: u32,
 
     /// Bytes that the body of a request may have.
-    #[arg(long, env = "EMBEDDING_SERVER_MAX_BODY_BYTES", default_value_t = 4 << 20,
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_MAX_BODY_BYTES", default_value_t = 4 << 20,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub max_body_bytes: u32,
 
     /// Requests worked on at a time; one more is answered with 429.
-    #[arg(long, env = "EMBEDDING_SERVER_MAX_CONCURRENCY", default_value_t = 1024,
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_MAX_CONCURRENCY", default_value_t = 1024,
           value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_concurrency: u32,
 
     /// How long the body of a request may take to arrive.
-    #[arg(long, env = "EMBEDDING_SERVER_READ_TIMEOUT", default_value = "10s", value_parser = duration)]
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_READ_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub read_timeout: Duration,
 
     /// How long a client may leave an answer unread before its connection is cut.
-    #[arg(long, env = "EMBEDDING_SERVER_WRITE_TIMEOUT", default_value = "30s",
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_WRITE_TIMEOUT", default_value = "30s",
           value_parser = duration)]
     pub write_timeout: Duration,
 
     /// How long a request may wait for its vectors.
-    #[arg(long, env = "EMBEDDING_SERVER_REQUEST_TIMEOUT", default_value = "30s",
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_REQUEST_TIMEOUT", default_value = "30s",
           value_parser = duration)]
     pub request_timeout: Duration,
 
     /// How long requests that run may take to end once the server is told to stop.
-    #[arg(long, env = "EMBEDDING_SERVER_SHUTDOWN_GRACE", default_value = "10s",
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_SHUTDOWN_GRACE", default_value = "10s",
           value_parser = duration)]
     pub shutdown_grace: Duration,
 
     /// Inputs in one call of the model.
-    #[arg(long, env = "EMBEDDING_SERVER_MODEL_BATCH", default_value_t = 64,
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_MODEL_BATCH", default_value_t = 64,
           value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub model_batch: u32,
 
     /// Calls of the model at a time.
-    #[arg(long, env = "EMBEDDING_SERVER_MODEL_CONCURRENCY", default_value_t = 4,
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_MODEL_CONCURRENCY", default_value_t = 4,
           value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub model_concurrency: u32,
 
     /// How long an input waits for others to share a call of the model with.
-    #[arg(long, env = "EMBEDDING_SERVER_MODEL_DELAY", default_value = "2ms",
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_MODEL_DELAY", default_value = "2ms",
           value_parser = duration)]
     pub model_delay: Duration,
 
     /// Inputs that may wait for the model; what is over it is answered with 429.
-    #[arg(long, env = "EMBEDDING_SERVER_MODEL_QUEUE", default_value_t = 16_384,
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_MODEL_QUEUE", default_value_t = 16_384,
           value_parser = clap::value_parser!(u32).range(1..))]
     pub model_queue: u32,
 
     /// An OpenAI-compatible server to ask for vectors, such as <https://api.openai.com/v1>; without
     /// it the built-in embedder computes them.
-    #[arg(long, env = "EMBEDDING_SERVER_UPSTREAM", value_parser = base_url)]
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_UPSTREAM", value_parser = base_url)]
     pub upstream: Option<Url>,
 
     /// How long one call of the upstream may take.
-    #[arg(long, env = "EMBEDDING_SERVER_UPSTREAM_TIMEOUT", default_value = "10s",
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_UPSTREAM_TIMEOUT", default_value = "10s",
           value_parser = duration)]
     pub upstream_timeout: Duration,
 
     /// How often a call of the upstream that failed is tried again.
-    #[arg(long, env = "EMBEDDING_SERVER_UPSTREAM_RETRIES", default_value_t = 2,
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_UPSTREAM_RETRIES", default_value_t = 2,
           value_parser = clap::value_parser!(u32).range(..=10))]
     pub upstream_retries: u32,
 
@@ -128,7 +128,7 @@ pub struct Options {
 /// A model that is served, and the dimensions of its vectors if they are known.
 ///
 /// ```
-/// use embedding_server::Model;
+/// use embedding_cache_server::Model;
 ///
 /// let model: Model = "text-embedding-3-small=1536".parse()?;
 /// assert_eq!((model.name.as_str(), model.dimensions), ("text-embedding-3-small", Some(1536)));

@@ -19,7 +19,7 @@ const WINDOW: Duration = Duration::from_secs(15);
 /// The longest latency that is told apart from longer ones, in microseconds.
 const LONGEST: u64 = 600_000_000;
 
-const LATENCY: &str = "embedding_server_request_seconds";
+const LATENCY: &str = "embedding_cache_server_request_seconds";
 
 /// Counts of `POST /v1/embeddings`. Orderings: relaxed, a count speaks of nothing but itself.
 #[derive(Debug)]
@@ -80,7 +80,8 @@ impl Watch<'_> {
             &monitor.refused
         };
         count.fetch_add(1, Relaxed);
-        counter!("embedding_server_requests_total", "status" => status_label(status)).increment(1);
+        counter!("embedding_cache_server_requests_total", "status" => status_label(status))
+            .increment(1);
     }
 }
 
@@ -88,7 +89,7 @@ impl Drop for Watch<'_> {
     fn drop(&mut self) {
         if !self.finished {
             self.monitor.abandoned.fetch_add(1, Relaxed);
-            counter!("embedding_server_requests_total", "status" => "abandoned").increment(1);
+            counter!("embedding_cache_server_requests_total", "status" => "abandoned").increment(1);
         }
     }
 }
@@ -186,11 +187,11 @@ impl Monitor {
         let prometheus = prometheus();
         service.publish_metrics();
         let backend = service.backend();
-        counter!("embedding_server_model_calls_total").absolute(backend.calls());
-        counter!("embedding_server_model_inputs_total").absolute(backend.inputs());
-        counter!("embedding_server_inputs_total").absolute(self.inputs.load(Relaxed));
-        gauge!("embedding_server_requests_in_flight").set(in_flight as f64);
-        gauge!("embedding_server_uptime_seconds").set(self.started.elapsed().as_secs_f64());
+        counter!("embedding_cache_server_model_calls_total").absolute(backend.calls());
+        counter!("embedding_cache_server_model_inputs_total").absolute(backend.inputs());
+        counter!("embedding_cache_server_inputs_total").absolute(self.inputs.load(Relaxed));
+        gauge!("embedding_cache_server_requests_in_flight").set(in_flight as f64);
+        gauge!("embedding_cache_server_uptime_seconds").set(self.started.elapsed().as_secs_f64());
         prometheus.as_ref().map(PrometheusHandle::render).unwrap_or_default()
     }
 }

@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser as _;
-use embedding_server::{Options, Server, StartError};
+use embedding_cache_server::{Options, Server, StartError};
 use serde_json::Value;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
@@ -72,7 +72,7 @@ impl Reply {
 impl Running {
     /// Starts a server with these arguments beside the free port.
     pub async fn start(arguments: &[&str]) -> Self {
-        let fixed = ["embedding-server", "--listen", "127.0.0.1:0"];
+        let fixed = ["embedding-cache-server", "--listen", "127.0.0.1:0"];
         let options = Options::try_parse_from(fixed.iter().chain(arguments)).unwrap();
         let server = Server::bind(options).await.unwrap();
         let address = server.local_addr();

@@ -1,7 +1,7 @@
 //! Options that cannot be satisfied are refused at the start, by the program and by the library.
 
 use clap::Parser as _;
-use embedding_server::{Options, Server};
+use embedding_cache_server::{Options, Server};
 
 #[tokio::test]
 async fn contradictions_are_refused() {
@@ -10,7 +10,7 @@ async fn contradictions_are_refused() {
         (&["--model", "a=1000"][..], "768"),
         (&["--listen", "192.0.2.1:1"][..], "192.0.2.1:1"),
     ] {
-        let fixed = ["embedding-server", "--listen", "127.0.0.1:0"];
+        let fixed = ["embedding-cache-server", "--listen", "127.0.0.1:0"];
         let arguments = if arguments[0] == "--listen" {
             [&fixed[..1], arguments].concat()
         } else {
@@ -36,7 +36,7 @@ fn nonsense_is_refused() {
         &["--listen", "everywhere"],
         &["--model", ""],
     ] {
-        let arguments = [&["embedding-server"], arguments].concat();
+        let arguments = [&["embedding-cache-server"], arguments].concat();
         assert!(Options::try_parse_from(&arguments).is_err(), "{arguments:?}");
     }
 }
