@@ -54,12 +54,12 @@ echo '--- the official client'
 start client
 python3 -m venv "$out/venv"
 "$out/venv/bin/pip" install --quiet --disable-pip-version-check openai
-"$out/venv/bin/python" $here/tests/openai_client.py "http://$address/v1"
+"$out/venv/bin/python" $here/tests/clients/openai_client.py "http://$address/v1"
 stop
 
 echo '--- the page'
 start page
-python3 $here/tests/page.py "http://$address" "$(command -v chromium)"
+python3 $here/tests/clients/page.py "http://$address" "$(command -v chromium)"
 # It ends when it is told to, with what it was doing done.
 kill -TERM "${servers[0]}"
 wait "${servers[0]}" || { echo "the server ended with an error"; cat "$out/page.log"; exit 1; }
@@ -67,7 +67,7 @@ servers=()
 
 echo '--- 1,000 connections'
 start crowd
-wrk -t2 -c1000 -d5s --timeout 20s -s $here/tests/crowd.lua "http://$address/v1/embeddings" | tee "$out/wrk"
+wrk -t2 -c1000 -d5s --timeout 20s -s $here/tests/clients/crowd.lua "http://$address/v1/embeddings" | tee "$out/wrk"
 if grep -qE 'Non-2xx|Socket errors' "$out/wrk"; then
     cat "$out/crowd.log"
     exit 1

@@ -1,48 +1,61 @@
-//! Routes, start and shutdown.
+//! Start and shutdown.
 
 use std::future::Future;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use axum::Router;
-use axum::extract::{RawQuery, Request, State};
-use axum::http::header::{CACHE_CONTROL, CONTENT_SECURITY_POLICY, CONTENT_TYPE};
-use axum::http::{Method, Uri};
-use axum::response::{IntoResponse, Response};
-use axum::routing::{delete, get, post};
-use axum::serve::ListenerExt as _;
 use embedding_cache::CacheError;
-use reqwest::Url;
-use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Notify, Semaphore};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, watch};
 
-use crate::embeddings;
-use crate::error::ApiError;
-use crate::monitor::{self, Monitor};
-use crate::options::Options;
+use crate::api;
+use crate::limits::ByteBudget;
+use crate::monitor::{self, InUse, Monitor};
+use crate::net::{self, Drain, Limits, Stage};
+use crate::options::{OptionError, Options};
 use crate::service::Service;
+
+/// How much is read and thrown away of a client that still sends when it was answered: several times
+/// the longest body, at least this.
+const LEAST_DISCARDED: usize = 16 << 20;
+const DISCARDED_BODIES: usize = 4;
+
+/// How long that may take.
+const DISCARD_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Connections that may wait to be accepted. The system may allow fewer.
+const BACKLOG: u32 = 4096;
 
 /// What the routes share.
 #[derive(Debug)]
 pub(crate) struct App {
     pub(crate) service: Service,
-    pub(crate) monitor: Monitor,
+    pub(crate) monitor: Arc<Monitor>,
     pub(crate) permits: Arc<Semaphore>,
+    pub(crate) buffers: Arc<ByteBudget>,
+    pub(crate) drain: Arc<Drain>,
+    pub(crate) stopping: AtomicBool,
     pub(crate) max_concurrency: usize,
     pub(crate) max_body: usize,
+    pub(crate) max_answer: usize,
     pub(crate) max_inputs: usize,
     pub(crate) read_timeout: Duration,
+    pub(crate) pass_parameters: Vec<String>,
+    pub(crate) forward_authorization: bool,
+    pub(crate) cors_origins: Vec<String>,
 }
 
 impl App {
-    fn in_flight(&self) -> usize {
-        self.max_concurrency.saturating_sub(self.permits.available_permits())
+    pub(crate) fn in_use(&self) -> InUse {
+        let requests = self.max_concurrency.saturating_sub(self.permits.available_permits());
+        InUse { requests, buffer_bytes: self.buffers.held() }
     }
 }
 
-/// Why a server cannot start, or ended.
+/// Why a server cannot start.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
@@ -57,23 +70,28 @@ pub enum StartError {
         /// Why not.
         source: io::Error,
     },
-    /// The server ended with an error.
-    #[error("serving failed: {0}")]
-    Serve(io::Error),
+    /// An option is wrong.
+    #[error(transparent)]
+    Option(#[from] OptionError),
     /// The cache cannot be made as configured.
     #[error("the cache cannot be made: {0}")]
     Cache(#[from] CacheError),
     /// The client for the upstream cannot be made.
     #[error("the client for the upstream cannot be made: {0}")]
     Client(reqwest::Error),
-    /// The histogram of latencies cannot be made.
-    #[error("the histogram of latencies cannot be made: {0}")]
-    Histogram(#[from] hdrhistogram::CreationError),
     /// A model is listed twice.
-    #[error("the model {0:?} is listed twice")]
+    #[error("--model, --alias: {0:?} is listed twice")]
     ModelTwice(String),
+    /// An alias stands for a model that is not listed.
+    #[error("--alias: {alias:?} stands for {model:?}, which --model does not list")]
+    AliasOfNothing {
+        /// The alias.
+        alias: String,
+        /// What it stands for.
+        model: String,
+    },
     /// The built-in embedder has fewer dimensions than were asked for.
-    #[error("{asked} dimensions were asked for; the built-in embedder has {limit}")]
+    #[error("--model: {asked} dimensions were asked for; the built-in embedder has {limit}")]
     Dimensions {
         /// The dimensions asked for.
         asked: usize,
@@ -82,13 +100,21 @@ pub enum StartError {
     },
 }
 
+impl StartError {
+    /// Whether another command line would help.
+    #[must_use]
+    pub fn is_option(&self) -> bool {
+        !matches!(self, Self::Runtime(_) | Self::Listen { .. })
+    }
+}
+
 /// A server that listens, and serves once it is [run](Self::run).
 #[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     app: Arc<App>,
-    write_timeout: Duration,
+    limits: Limits,
     grace: Duration,
 }
 
@@ -99,28 +125,44 @@ impl Server {
     ///
     /// The address is taken, or the options cannot be satisfied.
     pub async fn bind(options: Options) -> Result<Self, StartError> {
+        options.check()?;
         monitor::prometheus();
         let max_concurrency = options.max_concurrency as usize;
+        let max_body = options.max_body_bytes as usize;
         let app = Arc::new(App {
             service: Service::new(&options)?,
-            monitor: Monitor::new()?,
+            monitor: Monitor::new(),
             permits: Arc::new(Semaphore::new(max_concurrency)),
+            buffers: ByteBudget::new(options.buffer_bytes()),
+            drain: Drain::new(),
+            stopping: AtomicBool::new(false),
             max_concurrency,
-            max_body: options.max_body_bytes as usize,
+            max_body,
+            max_answer: options.max_answer_bytes(),
             max_inputs: options.max_batch as usize,
             read_timeout: options.read_timeout,
+            pass_parameters: options.pass_parameters.clone(),
+            forward_authorization: options.forward_authorization,
+            cors_origins: options.cors_origins.clone(),
         });
+        let limits = Limits {
+            max_connections: options.max_connections as usize,
+            header_timeout: options.header_timeout,
+            idle_timeout: options.idle_timeout,
+            write_timeout: options.write_timeout,
+            discard_bytes: LEAST_DISCARDED.max(max_body.saturating_mul(DISCARDED_BODIES)),
+            discard_timeout: DISCARD_TIMEOUT,
+        };
         let refused = |source| StartError::Listen { address: options.listen, source };
-        let listener = TcpListener::bind(options.listen).await.map_err(refused)?;
+        let listener = listen(options.listen).map_err(refused)?;
         let address = listener.local_addr().map_err(refused)?;
         tracing::info!(
-            backend = options.upstream.as_ref().map_or("built in", Url::as_str),
+            backend = options.upstream.as_ref().map_or("built in".into(), ToString::to_string),
             cache_mb = options.cache_mb,
             cached = !options.no_cache,
             "ready"
         );
-        let (write_timeout, grace) = (options.write_timeout, options.shutdown_grace);
-        Ok(Self { listener, address, app, write_timeout, grace })
+        Ok(Self { listener, address, app, limits, grace: options.shutdown_grace })
     }
 
     /// The address that is listened on, with the port that was taken.
@@ -129,127 +171,39 @@ impl Server {
         self.address
     }
 
-    /// Serves until `stop` is ready; then takes no more connections, lets requests end within the
-    /// configured grace, and returns.
-    ///
-    /// # Errors
-    ///
-    /// The listener failed.
-    pub async fn run(
-        self,
-        stop: impl Future<Output = ()> + Send + 'static,
-    ) -> Result<(), StartError> {
-        let Self { listener, app, write_timeout, grace, .. } = self;
-        let stopping = Arc::new(Notify::new());
-        let told = Arc::clone(&stopping);
-        let stop = async move {
+    /// Serves until `stop` is ready; then refuses new requests, and returns when those that have
+    /// come whole are answered, or after the configured grace.
+    pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) {
+        let Self { listener, app, limits, grace, .. } = self;
+        let (stage, told) = watch::channel(Stage::Serving);
+        let router = api::router(Arc::clone(&app));
+        let stopped = async {
             stop.await;
             tracing::info!("stopping");
-            told.notify_one();
-        };
-        let listener = listener.tap_io(move |stream| configure(stream, write_timeout));
-        let serve = axum::serve(listener, router(app)).with_graceful_shutdown(stop);
-        let too_long = async {
-            stopping.notified().await;
-            tokio::time::sleep(grace).await;
+            // Relaxed: a request that just misses it is served.
+            app.stopping.store(true, Ordering::Relaxed);
+            stage.send_replace(Stage::Stopping);
+            if tokio::time::timeout(grace, app.drain.idle()).await.is_err() {
+                tracing::warn!("requests were still running and are cut off");
+            }
         };
         tokio::select! {
-            result = serve.into_future() => result.map_err(StartError::Serve),
-            () = too_long => {
-                tracing::warn!("requests were still running and are cut off");
-                Ok(())
-            }
-            () = monitor::keep_up() => Ok(()),
+            () = net::serve(listener, router, Arc::new(limits), told) => {}
+            () = stopped => {}
+            () = monitor::keep_up() => {}
         }
     }
 }
 
-/// A connection whose answer is in one buffer gains nothing from waiting for more to send. One whose
-/// client does not read is cut by the kernel, as it would keep its permit.
-fn configure(stream: &mut TcpStream, write_timeout: Duration) {
-    if let Err(error) = stream.set_nodelay(true) {
-        tracing::debug!(%error, "a connection without TCP_NODELAY");
-    }
-    #[cfg(target_os = "linux")]
-    if let Err(error) = socket2::SockRef::from(&*stream).set_tcp_user_timeout(Some(write_timeout)) {
-        tracing::debug!(%error, "a connection without a write timeout");
-    }
-    #[cfg(not(target_os = "linux"))]
-    let _ = write_timeout;
-}
-
-fn router(app: Arc<App>) -> Router {
-    Router::new()
-        .route("/v1/embeddings", post(embeddings::handle))
-        .route("/cache", delete(forget))
-        .route("/health", get(health))
-        .route("/metrics", get(metrics))
-        .route("/stats", get(stats))
-        .route("/", get(page))
-        .fallback(unknown_path)
-        .method_not_allowed_fallback(method_not_allowed)
-        .with_state(app)
-}
-
-async fn health() -> Response {
-    ([(CONTENT_TYPE, "application/json")], r#"{"status":"ok"}"#).into_response()
-}
-
-async fn metrics(State(app): State<Arc<App>>) -> Response {
-    let text = app.monitor.metrics(&app.service, app.in_flight());
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4; charset=utf-8")], text).into_response()
-}
-
-async fn stats(State(app): State<Arc<App>>) -> Response {
-    let stats = app.monitor.stats(&app.service, app.in_flight());
-    ([(CACHE_CONTROL, "no-store")], axum::Json(stats)).into_response()
-}
-
-async fn page() -> Response {
-    let headers = [
-        (CONTENT_TYPE, "text/html; charset=utf-8"),
-        (
-            CONTENT_SECURITY_POLICY,
-            "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; \
-             connect-src 'self'; img-src data:",
-        ),
-    ];
-    (headers, include_str!("page.html")).into_response()
-}
-
-/// `DELETE /cache?model=NAME`. The name is needed: nobody empties a cache by a typing mistake.
-async fn forget(
-    State(app): State<Arc<App>>,
-    RawQuery(query): RawQuery,
-) -> Result<Response, ApiError> {
-    let mut model = None;
-    // The base is only there because a URL needs one.
-    let url = Url::parse(&format!("http://h/?{}", query.unwrap_or_default()))
-        .map_err(|error| ApiError::invalid("model", error.to_string()))?;
-    for (name, value) in url.query_pairs() {
-        if name != "model" {
-            let message = format!("unknown parameter {name:?}; \"model\" is the only one");
-            return Err(ApiError::invalid(&name, message));
-        }
-        model = Some(value.into_owned());
-    }
-    let Some(model) = model.filter(|model| !model.is_empty()) else {
-        return Err(ApiError::invalid("model", "the parameter \"model\" is missing"));
+/// As tokio's listener, but with a longer queue: a thousand clients may come at once.
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = match address {
+        SocketAddr::V4(_) => tokio::net::TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => tokio::net::TcpSocket::new_v6()?,
     };
-    let removed = app.service.forget(&model).await?;
-    tracing::info!(model, removed, "a model was removed from the cache");
-    Ok(axum::Json(serde_json::json!({ "model": model, "removed": removed })).into_response())
-}
-
-async fn unknown_path(uri: Uri) -> ApiError {
-    ApiError::UnknownPath { path: shown(&uri) }
-}
-
-async fn method_not_allowed(method: Method, request: Request) -> ApiError {
-    ApiError::Method { method, path: shown(request.uri()) }
-}
-
-/// A path as it is repeated in an error: not more of it than helps.
-fn shown(uri: &Uri) -> String {
-    uri.path().chars().take(200).collect()
+    // On Windows it would let another process take the address.
+    #[cfg(not(windows))]
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }

@@ -23,8 +23,19 @@ async fn metrics_are_those_of_the_cache_and_of_the_server() {
         r#"embedding_cache_server_requests_total{status="400"} 1"#,
         r"embedding_cache_server_request_seconds_count 3",
         r"embedding_cache_server_model_calls_total 1",
+        r"embedding_cache_server_model_call_seconds_count 1",
         r"embedding_cache_server_requests_in_flight 0",
     ] {
         assert!(text.lines().any(|found| found == line), "{line} is not in:\n{text}");
+    }
+    // Each metric says what it is.
+    let named = |prefix: &str| {
+        let lines = text.lines().filter_map(|line| line.strip_prefix(prefix));
+        lines.filter_map(|line| line.split(' ').next()).collect::<Vec<_>>()
+    };
+    let (typed, helped) = (named("# TYPE "), named("# HELP "));
+    assert!(typed.len() > 20, "{typed:?}");
+    for name in typed {
+        assert!(helped.contains(&name), "{name} has no help");
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use tokio::sync::Semaphore;
 
-use super::{Content, Embed, EmbedError, Job, Vectors};
+use super::{Content, EmbedError, Failed, Job, Vectors};
 
 /// The very file of the other example: one embedder in this repository, not two that drift apart.
 #[path = "../../../examples/embed_corpus/embedder.rs"]
@@ -23,10 +23,8 @@ impl Hashing {
         let processors = std::thread::available_parallelism().map_or(1, usize::from);
         Self { processors: Arc::new(Semaphore::new(processors)) }
     }
-}
 
-impl Embed for Hashing {
-    async fn embed(&self, jobs: Vec<Job>) -> Vectors {
+    pub(super) async fn embed(&self, jobs: Vec<Job>) -> Vectors {
         let count = jobs.len();
         // Never closed. The permit goes along: a caller that gives up does not stop the thread.
         let permit = Arc::clone(&self.processors).acquire_owned().await;
@@ -34,7 +32,7 @@ impl Embed for Hashing {
             let _permit = permit;
             jobs.iter().map(|job| Ok(vector(job))).collect()
         });
-        work.await.unwrap_or_else(|_| vec![Err(EmbedError::Panicked); count])
+        work.await.unwrap_or_else(|_| vec![Err(Failed::alone(EmbedError::Panicked)); count])
     }
 }
 
@@ -47,7 +45,7 @@ fn vector(job: &Job) -> Vec<f32> {
             embedder::embed(&words.join(" "))
         }
     };
-    match job.asked {
+    match job.kind.asked {
         Some(dimensions) if dimensions < whole.len() => fold(&whole, dimensions),
         _ => whole,
     }
@@ -82,8 +80,14 @@ mod tests {
     use super::*;
 
     fn job(text: &str, asked: Option<usize>) -> Job {
-        let content = Content::Text(text.into());
-        Job { model: MODEL.into(), asked, expected: asked, content }
+        let kind =
+            super::super::BatchKind { asked, ..super::super::BatchKind::plain(MODEL.into()) };
+        Job {
+            kind: Arc::new(kind),
+            origin: super::super::Origin::new(1),
+            content: Content::Text(text.into()),
+            tokens: Arc::default(),
+        }
     }
 
     #[test]

@@ -9,8 +9,10 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::Parser as _;
-use embedding_cache_server::{Options, Server, StartError};
+use embedding_cache_server::{Options, Server};
 use serde_json::Value;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 
@@ -21,7 +23,7 @@ pub struct Running {
     pub address: SocketAddr,
     pub client: reqwest::Client,
     stop: Option<oneshot::Sender<()>>,
-    task: JoinHandle<Result<(), StartError>>,
+    task: JoinHandle<()>,
 }
 
 /// An answer: status, headers, JSON.
@@ -128,6 +130,13 @@ impl Running {
         }
     }
 
+    /// A connection of its own, which has sent these bytes.
+    pub async fn raw(&self, bytes: &[u8]) -> TcpStream {
+        let mut stream = TcpStream::connect(self.address).await.unwrap();
+        stream.write_all(bytes).await.unwrap();
+        stream
+    }
+
     pub fn tell_to_stop(&mut self) {
         if let Some(stop) = self.stop.take() {
             let _ = stop.send(());
@@ -136,11 +145,38 @@ impl Running {
 
     /// Waits for the end of a server that was told to stop.
     pub async fn ended(self) {
-        self.task.await.unwrap().unwrap();
+        self.task.await.unwrap();
     }
 }
 
 /// Asks the built-in model.
 pub fn ask(input: impl Into<Value>) -> Value {
     serde_json::json!({ "model": MODEL, "input": input.into() })
+}
+
+/// A request for embeddings as bytes.
+pub fn request(body: &Value) -> Vec<u8> {
+    let body = body.to_string();
+    format!(
+        "POST /v1/embeddings HTTP/1.1\r\nhost: h\r\ncontent-type: application/json\r\n\
+         content-length: {}\r\n\r\n{body}",
+        body.len()
+    )
+    .into_bytes()
+}
+
+/// All that comes until the other end closes or resets, for some seconds at most.
+pub async fn read_all(stream: &mut TcpStream) -> String {
+    let mut bytes = Vec::new();
+    let mut buffer = [0; 4096];
+    let reading = async {
+        loop {
+            match stream.read(&mut buffer).await {
+                Ok(0) | Err(_) => break,
+                Ok(read) => bytes.extend_from_slice(&buffer[..read]),
+            }
+        }
+    };
+    let _ = tokio::time::timeout(Duration::from_secs(20), reading).await;
+    String::from_utf8_lossy(&bytes).into_owned()
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::State;
+use axum::extract::{RawQuery, State};
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::post;
@@ -44,8 +44,31 @@ pub enum Mode {
     NoJson,
     /// Closes the connection in the middle of the answer.
     BreakOff,
-    /// Refuses with 400 any batch with an input that contains "bad".
-    RefuseBad,
+    /// Good, unless an input contains "bad".
+    Bad(Fault),
+    /// Good, but never answers for models whose names begin so.
+    StallModel(&'static str),
+    /// Good, and says that every input has as many tokens as bytes.
+    Counting,
+}
+
+/// What a batch with a bad input meets.
+#[derive(Debug, Clone, Copy)]
+pub enum Fault {
+    Status(u16),
+    /// A batch whose every vector is `[NaN]`.
+    NanLiteral,
+    /// The bad inputs are left out of the answer.
+    LeftOut,
+    Stall,
+    BreakOff,
+    /// Status 200 and an error in the body.
+    ErrorObject,
+}
+
+/// What the inputs of a question have in common with a bad one.
+pub fn is_bad(input: &Value) -> bool {
+    input.to_string().contains("bad")
 }
 
 pub struct Upstream {
@@ -56,7 +79,27 @@ pub struct Upstream {
 struct Told {
     mode: Mutex<Mode>,
     calls: AtomicUsize,
+    in_flight: AtomicUsize,
+    most_in_flight: AtomicUsize,
     asked: Mutex<Vec<(Value, HeaderMap)>>,
+    query: Mutex<String>,
+}
+
+/// A call under way.
+struct Call<'a>(&'a Told);
+
+impl<'a> Call<'a> {
+    fn begin(told: &'a Told) -> Self {
+        let now = told.in_flight.fetch_add(1, Ordering::SeqCst) + 1;
+        told.most_in_flight.fetch_max(now, Ordering::SeqCst);
+        Self(told)
+    }
+}
+
+impl Drop for Call<'_> {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Ordering::SeqCst);
+    }
 }
 
 impl Upstream {
@@ -64,10 +107,18 @@ impl Upstream {
         let state = Arc::new(Told {
             mode: Mutex::new(mode),
             calls: AtomicUsize::new(0),
+            in_flight: AtomicUsize::new(0),
+            most_in_flight: AtomicUsize::new(0),
             asked: Mutex::default(),
+            query: Mutex::default(),
         });
-        let router =
-            Router::new().route("/v1/embeddings", post(answer)).with_state(Arc::clone(&state));
+        let models = || async {
+            axum::Json(json!({"object": "list", "data": [{"id": "theirs", "object": "model"}]}))
+        };
+        let router = Router::new()
+            .route("/v1/embeddings", post(answer))
+            .route("/v1/models", axum::routing::get(models))
+            .with_state(Arc::clone(&state));
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move { axum::serve(listener, router).await });
@@ -86,6 +137,16 @@ impl Upstream {
         self.state.calls.load(Ordering::SeqCst)
     }
 
+    /// The most calls that were under way at a time.
+    pub fn most_in_flight(&self) -> usize {
+        self.state.most_in_flight.load(Ordering::SeqCst)
+    }
+
+    /// The query of the last question.
+    pub fn query(&self) -> String {
+        self.state.query.lock().unwrap().clone()
+    }
+
     /// The questions so far, with their headers.
     pub fn asked(&self) -> Vec<(Value, HeaderMap)> {
         self.state.asked.lock().unwrap().clone()
@@ -99,7 +160,14 @@ pub fn vector(input: &Value, dimensions: usize) -> Vec<f32> {
     (0..dimensions).map(|i| text.len() as f32 + sum as f32 / 1024.0 + i as f32 / 3.0).collect()
 }
 
-async fn answer(State(told): State<Arc<Told>>, headers: HeaderMap, body: String) -> Response {
+async fn answer(
+    State(told): State<Arc<Told>>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+    body: String,
+) -> Response {
+    let _under_way = Call::begin(&told);
+    *told.query.lock().unwrap() = query.unwrap_or_default();
     let call = told.calls.fetch_add(1, Ordering::SeqCst);
     let question: Value = serde_json::from_str(&body).unwrap();
     told.asked.lock().unwrap().push((question.clone(), headers));
@@ -116,7 +184,7 @@ async fn answer(State(told): State<Arc<Told>>, headers: HeaderMap, body: String)
         let bytes: Vec<u8> = floats.iter().flat_map(|x| x.to_le_bytes()).collect();
         json!(base64::engine::general_purpose::STANDARD.encode(bytes))
     };
-    let bad = |input: &Value| input.to_string().contains("bad");
+    let bad = is_bad;
     let item = |(index, embedding): (usize, Value)| json!({"object": "embedding", "index": index, "embedding": embedding});
     let list = |embeddings: Vec<Value>| -> Vec<Value> {
         embeddings.into_iter().enumerate().map(item).collect()
@@ -147,17 +215,41 @@ async fn answer(State(told): State<Arc<Told>>, headers: HeaderMap, body: String)
         Mode::WrongDimensions => all(&|input| json!(vector(input, 3))),
         Mode::Empty => all(&|_| json!([])),
         Mode::NoJson => return text("<html>login</html>"),
-        Mode::BreakOff => {
-            let broken = futures_util::stream::iter([
-                Ok("{\"data\":["),
-                Err(std::io::Error::other("broken off")),
-            ]);
-            return axum::body::Body::from_stream(broken).into_response();
+        Mode::BreakOff => return break_off(),
+        Mode::Bad(fault) if inputs.iter().any(bad) => match fault {
+            Fault::Status(status) => return refuse(status, None),
+            Fault::NanLiteral => return text(r#"{"data":[{"index":0,"embedding":[NaN]}]}"#),
+            Fault::LeftOut => list(inputs.iter().filter(|input| !bad(input)).map(good).collect()),
+            Fault::Stall => {
+                std::future::pending::<()>().await;
+                Vec::new()
+            }
+            Fault::BreakOff => return break_off(),
+            Fault::ErrorObject => return text(r#"{"error":{"message":"told to fail"}}"#),
+        },
+        Mode::Bad(_) => all(&good),
+        Mode::StallModel(name) => {
+            if question["model"].as_str().unwrap().starts_with(name) {
+                std::future::pending::<()>().await;
+            }
+            all(&good)
         }
-        Mode::RefuseBad if inputs.iter().any(bad) => return refuse(400, None),
-        Mode::RefuseBad => all(&good),
+        Mode::Counting => {
+            let tokens: usize = inputs.iter().map(|input| input.as_str().unwrap().len()).sum();
+            let usage = json!({"prompt_tokens": tokens, "total_tokens": tokens});
+            let data = all(&good);
+            let answer = json!({"object": "list", "data": data, "model": "m", "usage": usage});
+            return axum::Json(answer).into_response();
+        }
     };
     axum::Json(json!({"object": "list", "data": data, "model": question["model"]})).into_response()
+}
+
+/// An answer that ends in its middle.
+fn break_off() -> Response {
+    let broken =
+        futures_util::stream::iter([Ok("{\"data\":["), Err(std::io::Error::other("broken off"))]);
+    axum::body::Body::from_stream(broken).into_response()
 }
 
 fn refuse(status: u16, retry_after: Option<&'static str>) -> Response {

@@ -1,11 +1,17 @@
 //! What can be set, on the command line or in the environment.
 
-use std::fmt;
+mod check;
+mod secret;
+mod values;
+
 use std::net::SocketAddr;
-use std::str::FromStr;
 use std::time::Duration;
 
-use reqwest::Url;
+pub use check::OptionError;
+pub use secret::{ApiKey, QueryParameter, UpstreamUrl};
+pub(crate) use values::MOST_DIMENSIONS;
+use values::duration;
+pub use values::{Alias, Model};
 
 const ABOUT: &str = "An OpenAI-compatible embedding server with a cache in front of the model";
 
@@ -31,6 +37,11 @@ pub struct Options {
     /// Without it: the built-in embedder under its own name, or every model of the upstream.
     #[arg(long = "model", env = "EMBEDDING_CACHE_SERVER_MODELS", value_delimiter = ',')]
     pub models: Vec<Model>,
+
+    /// Other names of models, as ALIAS=NAME, separated by commas or by repeating the option. They
+    /// share the vectors in the cache.
+    #[arg(long = "alias", env = "EMBEDDING_CACHE_SERVER_ALIASES", value_delimiter = ',')]
+    pub aliases: Vec<Alias>,
 
     /// Mebibytes that the cache may hold.
     #[arg(long, env = "EMBEDDING_CACHE_SERVER_CACHE_MB", default_value_t = 512,
@@ -65,11 +76,37 @@ pub struct Options {
           value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
     pub max_concurrency: u32,
 
+    /// Connections at a time; one more is told so and closed.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_MAX_CONNECTIONS", default_value_t = 10_000,
+          value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub max_connections: u32,
+
+    /// Mebibytes that bodies and answers may take, those of all requests together; one that does not
+    /// fit is answered with 429. One of them gets at most half of what is free.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_BUFFER_MB", default_value_t = 1024,
+          value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub buffer_mb: u32,
+
+    /// Mebibytes that one answer may take; a request for more is refused.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_MAX_ANSWER_MB", default_value_t = 192,
+          value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    pub max_answer_mb: u32,
+
+    /// How long the headers of a request may take to arrive, from their first byte.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_HEADER_TIMEOUT", default_value = "10s",
+          value_parser = duration)]
+    pub header_timeout: Duration,
+
+    /// How long a connection is kept open between requests, and before the first one.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_IDLE_TIMEOUT", default_value = "120s",
+          value_parser = duration)]
+    pub idle_timeout: Duration,
+
     /// How long the body of a request may take to arrive.
     #[arg(long, env = "EMBEDDING_CACHE_SERVER_READ_TIMEOUT", default_value = "10s", value_parser = duration)]
     pub read_timeout: Duration,
 
-    /// How long a client may leave an answer unread before its connection is cut.
+    /// How long a client may take to read an answer, all of it, before its connection is cut.
     #[arg(long, env = "EMBEDDING_CACHE_SERVER_WRITE_TIMEOUT", default_value = "30s",
           value_parser = duration)]
     pub write_timeout: Duration,
@@ -89,8 +126,9 @@ pub struct Options {
           value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub model_batch: u32,
 
-    /// Calls of the model at a time.
-    #[arg(long, env = "EMBEDDING_CACHE_SERVER_MODEL_CONCURRENCY", default_value_t = 4,
+    /// Calls at a time, of all models together, whatever they are for. Where several models can be
+    /// asked for, one has at most half of them, and leaves the next one half of the rest.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_MODEL_CONCURRENCY", default_value_t = 8,
           value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub model_concurrency: u32,
 
@@ -105,9 +143,20 @@ pub struct Options {
     pub model_queue: u32,
 
     /// An OpenAI-compatible server to ask for vectors, such as <https://api.openai.com/v1>; without
-    /// it the built-in embedder computes them.
-    #[arg(long, env = "EMBEDDING_CACHE_SERVER_UPSTREAM", value_parser = base_url)]
-    pub upstream: Option<Url>,
+    /// it the built-in embedder computes them. A user and password in it are sent as such, and shown
+    /// nowhere.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_UPSTREAM", hide_env_values = true)]
+    pub upstream: Option<UpstreamUrl>,
+
+    /// Query parameters that every call of the upstream gets, as NAME=VALUE (Azure's api-version),
+    /// separated by commas or by repeating the option.
+    #[arg(
+        long = "upstream-query",
+        env = "EMBEDDING_CACHE_SERVER_UPSTREAM_QUERY",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub upstream_query: Vec<QueryParameter>,
 
     /// How long one call of the upstream may take.
     #[arg(long, env = "EMBEDDING_CACHE_SERVER_UPSTREAM_TIMEOUT", default_value = "10s",
@@ -123,137 +172,41 @@ pub struct Options {
     /// user of the machine.
     #[arg(long, env = "UPSTREAM_API_KEY", hide_env_values = true)]
     pub api_key: Option<ApiKey>,
+
+    /// Send the upstream each client's own Authorization, if it has one. Vectors are then shared only
+    /// among requests with the same, as answers may differ by account.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_FORWARD_AUTHORIZATION")]
+    pub forward_authorization: bool,
+
+    /// Parameters of a request that are passed on to the upstream and made part of what a vector is
+    /// stored under, separated by commas or by repeating the option. Others that are not known are
+    /// refused, as they might change the vector.
+    #[arg(
+        long = "pass-parameter",
+        env = "EMBEDDING_CACHE_SERVER_PASS_PARAMETERS",
+        value_delimiter = ','
+    )]
+    pub pass_parameters: Vec<String>,
+
+    /// Origins whose pages may ask this server from a browser, or `*` for any; none by default.
+    #[arg(
+        long = "cors-origin",
+        env = "EMBEDDING_CACHE_SERVER_CORS_ORIGINS",
+        value_delimiter = ','
+    )]
+    pub cors_origins: Vec<String>,
 }
 
-/// A model that is served, and the dimensions of its vectors if they are known.
-///
-/// ```
-/// use embedding_cache_server::Model;
-///
-/// let model: Model = "text-embedding-3-small=1536".parse()?;
-/// assert_eq!((model.name.as_str(), model.dimensions), ("text-embedding-3-small", Some(1536)));
-/// # Ok::<(), String>(())
-/// ```
-#[derive(Debug, Clone, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Model {
-    /// The name that requests call it by.
-    pub name: String,
-    /// The dimensions of a vector when a request asks for none.
-    pub dimensions: Option<usize>,
-}
-
-/// The most dimensions that a vector may have here: several times what models have.
-pub(crate) const MOST_DIMENSIONS: usize = 65_536;
-
-impl FromStr for Model {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let (name, dimensions) = match text.split_once('=') {
-            None => (text, None),
-            Some((name, digits)) => {
-                let number = digits.parse().ok().filter(|n| (1..=MOST_DIMENSIONS).contains(n));
-                let complaint = || format!("{digits:?} is no number from 1 to {MOST_DIMENSIONS}");
-                (name, Some(number.ok_or_else(complaint)?))
-            }
-        };
-        if name.is_empty() {
-            return Err("the name of a model is empty".into());
-        }
-        Ok(Self { name: name.into(), dimensions })
-    }
-}
-
-/// A secret that debug output does not show.
-#[derive(Clone)]
-pub struct ApiKey(pub(crate) String);
-
-impl FromStr for ApiKey {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        if text.is_empty() || !text.bytes().all(|b| b.is_ascii_graphic()) {
-            return Err("a key is visible ASCII characters without spaces".into());
-        }
-        Ok(Self(text.into()))
-    }
-}
-
-impl fmt::Debug for ApiKey {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("ApiKey(…)")
-    }
-}
-
-/// A number with a unit: ms, s, m or h; seconds without one.
-fn duration(text: &str) -> Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let milliseconds = match &text[digits.len()..] {
-        "ms" => 1.0,
-        "" | "s" => 1e3,
-        "m" => 60e3,
-        "h" => 3600e3,
-        unit => return Err(format!("{unit:?} is none of the units ms, s, m, h")),
-    };
-    let number = digits.parse::<f64>().map_err(|_| format!("{digits:?} is no number"))?;
-    // A century: no sensible setting is longer, and timers cannot count much further.
-    const LONGEST: f64 = 100.0 * 365.0 * 24.0 * 3600.0;
-    let seconds = number * milliseconds / 1e3;
-    if !(0.0..=LONGEST).contains(&seconds) {
-        return Err(format!("{text:?} is not between 0 and a hundred years"));
-    }
-    Ok(Duration::from_secs_f64(seconds))
-}
-
-/// The URL that `/embeddings` is appended to, as the OpenAI clients take it.
-fn base_url(text: &str) -> Result<Url, String> {
-    let mut url = Url::parse(text).map_err(|error| error.to_string())?;
-    if !matches!(url.scheme(), "http" | "https") || !url.has_host() {
-        return Err("an http:// or https:// URL is needed".into());
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return Err("a base URL has no query and no fragment".into());
-    }
-    if url.path() == "/" {
-        url.set_path("/v1");
-    }
-    Ok(url)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn durations_have_units_and_bounds() {
-        assert_eq!(duration("250ms").unwrap(), Duration::from_millis(250));
-        assert_eq!(duration("1.5").unwrap(), Duration::from_millis(1500));
-        assert_eq!(duration("2m").unwrap(), Duration::from_secs(120));
-        for wrong in ["", "s", "-1s", "1d", "NaN", "inf", "1e300h", "1 s"] {
-            assert!(duration(wrong).is_err(), "{wrong}");
-        }
+impl Options {
+    pub(crate) fn cache_bytes(&self) -> u64 {
+        self.cache_mb << 20
     }
 
-    #[test]
-    fn a_bare_host_gets_the_usual_path() {
-        assert_eq!(base_url("http://h:1").unwrap().as_str(), "http://h:1/v1");
-        assert_eq!(base_url("https://h/api/").unwrap().as_str(), "https://h/api/");
-        for wrong in ["h", "ftp://h", "http://h/v1?a=b", "unix:/x"] {
-            assert!(base_url(wrong).is_err(), "{wrong}");
-        }
+    pub(crate) fn buffer_bytes(&self) -> usize {
+        (self.buffer_mb as usize) << 20
     }
 
-    #[test]
-    fn a_key_is_not_shown() {
-        assert!(!format!("{:?}", "sk-secret".parse::<ApiKey>().unwrap()).contains("secret"));
-        assert!("two words".parse::<ApiKey>().is_err());
-    }
-
-    #[test]
-    fn models_have_names_and_dimensions_in_range() {
-        for wrong in ["", "=1", "m=0", "m=x", "m=65537"] {
-            assert!(wrong.parse::<Model>().is_err(), "{wrong}");
-        }
+    pub(crate) fn max_answer_bytes(&self) -> usize {
+        (self.max_answer_mb as usize) << 20
     }
 }

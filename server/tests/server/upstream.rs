@@ -1,12 +1,10 @@
 //! The server in front of an upstream that stalls, fails, and answers nonsense.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::Running;
+use crate::support::upstream::{Fault, Mode, Upstream, vector};
 use serde_json::{Value, json};
-use support::Running;
-use support::upstream::{Mode, Upstream, vector};
 
 async fn pair(mode: Mode, arguments: &[&str]) -> (Upstream, Running) {
     let upstream = Upstream::start(mode).await;
@@ -65,44 +63,44 @@ async fn what_is_asked_is_passed_on() {
 }
 
 #[tokio::test]
-async fn nonsense_is_a_502_and_is_not_cached() {
+async fn nonsense_is_an_error_and_is_not_cached() {
     let wrong = [
-        (Mode::TooFew, "2 vectors were asked for, the upstream answered with 1"),
-        (Mode::TooMany, "answered with 3"),
-        (Mode::NanLiteral, "cannot be understood"),
-        (Mode::WrongDimensions, "4 dimensions was expected, the upstream answered with 3"),
-        (Mode::Empty, "no components"),
-        (Mode::NoJson, "cannot be understood"),
-        (Mode::BreakOff, "upstream"),
-        (Mode::Status(500, None), "told to answer 500"),
-        (Mode::Status(503, None), "told to answer 503"),
-        (Mode::Status(302, None), "302"),
-        (Mode::Status(401, None), "told to answer 401"),
+        (Mode::TooFew, 502, "1 vectors were asked for, the upstream answered with 0"),
+        (Mode::TooMany, 502, "the upstream answered with 2"),
+        (Mode::NanLiteral, 502, "cannot be understood"),
+        (Mode::WrongDimensions, 422, "4 dimensions was expected, the upstream answered with 3"),
+        (Mode::Empty, 502, "no components"),
+        (Mode::NoJson, 502, "cannot be understood"),
+        (Mode::BreakOff, 502, "upstream"),
+        (Mode::Status(500, None), 502, "told to answer 500"),
+        (Mode::Status(503, None), 503, "told to answer 503"),
+        (Mode::Status(302, None), 502, "302"),
+        (Mode::Status(401, None), 502, "told to answer 401"),
     ];
     for cached in [true, false] {
         let arguments: &[&str] =
             if cached { &["--model", "m=4"] } else { &["--model", "m=4", "--no-cache"] };
-        let (upstream, server) = pair(Mode::Good, arguments).await;
-        for (mode, words) in wrong.clone() {
-            upstream.set(mode.clone());
-            let reply = server.embed(&ask(json!(["a", "b"]))).await;
-            reply.is_error(502).says(words);
-            assert_eq!(reply.json["error"]["type"], "upstream_error", "{mode:?}");
+        for (mode, status, words) in wrong.clone() {
+            let (upstream, server) = pair(mode.clone(), arguments).await;
+            server.embed(&ask(json!(["a"]))).await.is_error(status).says(words);
+            server.embed(&ask(json!(["b", "c"]))).await.is_error(status);
             let stats = server.stats().await;
             assert_eq!(stats["requests"]["in_flight"], 0, "{mode:?}");
             if cached {
                 assert_eq!(stats["cache"]["entries"], 0, "{mode:?}");
                 assert_eq!(stats["cache"]["keys_in_flight"], 0, "{mode:?}");
             }
+            upstream.set(Mode::Good);
+            assert_eq!(server.embed(&ask(json!(["d", "e"]))).await.status, 200, "{mode:?}");
         }
-        upstream.set(Mode::Good);
-        assert_eq!(server.embed(&ask(json!(["a", "b"]))).await.status, 200);
     }
 }
 
 #[tokio::test]
 async fn one_bad_input_is_named_and_the_others_stay_cached() {
-    for (mode, status) in [(Mode::Null, 502), (Mode::NanBase64, 502), (Mode::RefuseBad, 400)] {
+    for (mode, status) in
+        [(Mode::Null, 502), (Mode::NanBase64, 502), (Mode::Bad(Fault::Status(400)), 400)]
+    {
         let (upstream, server) = pair(mode.clone(), &[]).await;
         let body = ask(json!(["a", "b", "bad", "c", "d"]));
         let reply = server.embed(&body).await;
@@ -117,21 +115,27 @@ async fn one_bad_input_is_named_and_the_others_stay_cached() {
 
 #[tokio::test]
 async fn a_refused_input_does_not_fail_the_request_it_was_batched_with() {
-    let (_upstream, server) = pair(Mode::RefuseBad, &["--model-delay", "300ms"]).await;
+    let (_upstream, server) =
+        pair(Mode::Bad(Fault::Status(400)), &["--model-delay", "300ms"]).await;
     let (bad, good) = tokio::join!(async { server.embed(&ask("bad")).await }, async {
         server.embed(&ask(json!(["good", "better"]))).await
     },);
     bad.is_error(400).says("told to answer 400");
     assert_eq!(good.vectors().len(), 2);
-    assert_eq!(server.stats().await["model"]["calls"], 1, "they did share a call");
+    // One that they shared; then one for each.
+    let stats = server.stats().await;
+    assert_eq!((&stats["model"]["calls"], &stats["model"]["searches"]), (&json!(3), &json!(2)));
 }
 
 #[tokio::test]
 async fn statuses_are_passed_on_sensibly() {
     let (upstream, server) = pair(Mode::Good, &[]).await;
-    for (theirs, ours) in [(400, 400), (413, 400), (422, 400), (404, 404), (403, 502), (504, 504)] {
+    for (theirs, ours) in
+        [(400, 400), (413, 400), (422, 400), (404, 404), (403, 502), (504, 504), (503, 503)]
+    {
         upstream.set(Mode::Status(theirs, None));
-        server.embed(&ask("a")).await.is_error(ours).says("told to answer");
+        // Another input each time: a refusal is remembered.
+        server.embed(&ask(theirs.to_string())).await.is_error(ours).says("told to answer");
     }
     upstream.set(Mode::Status(429, Some("7")));
     let reply = server.embed(&ask("a")).await;

@@ -37,6 +37,10 @@ fn nonsense_is_refused() {
         &["--model", ""],
     ] {
         let arguments = [&["embedding-cache-server"], arguments].concat();
-        assert!(Options::try_parse_from(&arguments).is_err(), "{arguments:?}");
+        let wrong = match Options::try_parse_from(&arguments) {
+            Ok(options) => options.check().is_err(),
+            Err(_) => true,
+        };
+        assert!(wrong, "{arguments:?}");
     }
 }

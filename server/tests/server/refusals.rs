@@ -1,11 +1,9 @@
 //! Every malformed request gets a 4xx with a JSON error object, and the server goes on.
 
-mod support;
-
 use std::time::Duration;
 
+use crate::support::{MODEL, Running, ask};
 use serde_json::json;
-use support::{MODEL, Running, ask};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 

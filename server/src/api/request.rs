@@ -19,6 +19,8 @@ pub(crate) struct Request<'a> {
     pub(crate) inputs: Vec<Input<'a>>,
     pub(crate) encoding: Encoding,
     pub(crate) dimensions: Option<usize>,
+    /// Parameters that are passed on, their names in order.
+    pub(crate) extra: serde_json::Map<String, serde_json::Value>,
 }
 
 /// One thing to embed; a text is borrowed from the body unless it has escapes.
@@ -36,16 +38,6 @@ pub(crate) enum Encoding {
 }
 
 impl Input<'_> {
-    /// What this input counts in `usage`: its length if it is tokens; a token for every four bytes
-    /// begun if it is text. An estimate, but one that takes no tokenizer and is the same whether the
-    /// vector was in the cache or not.
-    pub(crate) fn tokens(&self) -> u64 {
-        match self {
-            Self::Text(text) => (text.len() as u64).div_ceil(4),
-            Self::Tokens(tokens) => tokens.len() as u64,
-        }
-    }
-
     /// A copy that outlives the request, for the model.
     pub(crate) fn to_content(&self) -> Content {
         match self {
@@ -59,10 +51,14 @@ impl<'a> Request<'a> {
     /// # Errors
     ///
     /// The body is not the JSON that is asked for; the error names the parameter.
-    pub(crate) fn parse(body: &'a [u8], max_inputs: usize) -> Result<Self, ApiError> {
+    pub(crate) fn parse(
+        body: &'a [u8],
+        max_inputs: usize,
+        passed_on: &[String],
+    ) -> Result<Self, ApiError> {
         let mut field = None;
         let mut json = serde_json::Deserializer::from_slice(body);
-        let fields = Fields { field: &mut field }
+        let fields = Fields { field: &mut field, passed_on }
             .deserialize(&mut json)
             .and_then(|fields| json.end().map(|()| fields));
         let fields = match fields {
@@ -105,7 +101,7 @@ impl<'a> Request<'a> {
                 }
             },
         };
-        Ok(Self { model, inputs, encoding, dimensions })
+        Ok(Self { model, inputs, encoding, dimensions, extra: fields.extra })
     }
 }
 
@@ -160,11 +156,13 @@ struct FieldValues<'a> {
     input: Option<Form<'a>>,
     encoding_format: Option<Cow<'a, str>>,
     dimensions: Option<u64>,
+    extra: serde_json::Map<String, serde_json::Value>,
 }
 
 /// Reads the fields and leaves the name of the one that it could not read.
 struct Fields<'f> {
     field: &'f mut Option<String>,
+    passed_on: &'f [String],
 }
 
 impl<'de> DeserializeSeed<'de> for Fields<'_> {
@@ -199,6 +197,9 @@ impl<'de> Visitor<'de> for Fields<'_> {
                 }
                 "dimensions" => values.dimensions = map.next_value()?,
                 "user" => drop(map.next_value::<IgnoredAny>()?),
+                name if self.passed_on.iter().any(|passed| passed == name) => {
+                    drop(values.extra.insert(name.to_owned(), map.next_value()?));
+                }
                 // Not passed over: what is not understood might change the vector.
                 _ => return Err(A::Error::custom(format_args!("unknown parameter {name:?}"))),
             }
@@ -297,7 +298,7 @@ mod tests {
     use super::*;
 
     fn parse(body: &str) -> Result<Request<'_>, ApiError> {
-        Request::parse(body.as_bytes(), 3)
+        Request::parse(body.as_bytes(), 3, &["prompt_name".into()])
     }
 
     #[test]
@@ -328,6 +329,14 @@ mod tests {
             assert_eq!(request.inputs, inputs);
             assert_eq!((request.encoding, request.dimensions), (Encoding::Float, Some(7)));
         }
+    }
+
+    #[test]
+    fn parameters_on_the_list_are_kept() {
+        let request = parse(r#"{"model":"m","input":"a","prompt_name":{"b":1,"a":[2]}}"#).unwrap();
+        let extra = serde_json::Value::Object(request.extra).to_string();
+        assert_eq!(extra, r#"{"prompt_name":{"a":[2],"b":1}}"#);
+        assert!(parse(r#"{"model":"m","input":"a","prompt_name":1,"prompt_name":2}"#).is_err());
     }
 
     #[test]

@@ -17,6 +17,21 @@ const DECIMAL: usize = 16;
 /// What the fixed parts of an item take, generously.
 const ITEM: usize = 64;
 
+/// The most bytes that an answer takes with so many vectors, of so many components together.
+pub(crate) fn most_bytes(
+    model: &str,
+    vectors: usize,
+    components: usize,
+    encoding: Encoding,
+) -> usize {
+    let vector_bytes = match encoding {
+        Encoding::Base64 => components.saturating_mul(4).div_ceil(3) * 4,
+        Encoding::Float => components.saturating_mul(DECIMAL),
+    };
+    // A character of a name can take six in JSON.
+    vector_bytes.saturating_add((ITEM + 8) * vectors + 6 * model.len() + 256)
+}
+
 /// The whole answer: `vectors` in order, in `encoding`.
 pub(crate) fn write(
     model: &str,
@@ -25,12 +40,7 @@ pub(crate) fn write(
     tokens: u64,
 ) -> Vec<u8> {
     let components: usize = vectors.iter().map(|vector| vector.dimensions()).sum();
-    let vector_bytes = match encoding {
-        Encoding::Base64 => (components * 4).div_ceil(3) * 4,
-        Encoding::Float => components * DECIMAL,
-    };
-    let mut out =
-        Vec::with_capacity(vector_bytes + (ITEM + 8) * vectors.len() + 2 * model.len() + 256);
+    let mut out = Vec::with_capacity(most_bytes(model, vectors.len(), components, encoding));
     out.extend_from_slice(br#"{"object":"list","data":["#);
     let engine = Simd::standard(PAD);
     for (index, vector) in vectors.iter().enumerate() {

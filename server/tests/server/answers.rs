@@ -1,10 +1,8 @@
 //! What the server answers, with the built-in embedder: forms of input, encodings, hits and misses.
 
-mod support;
-
+use crate::support::{MODEL, Running, ask};
 use base64::Engine as _;
 use serde_json::json;
-use support::{MODEL, Running, ask};
 
 #[tokio::test]
 async fn a_hit_is_the_same_answer_as_the_miss_before() {
