@@ -346,9 +346,8 @@ async fn three_hundred_loads_through_a_batcher_whose_model_loads_all_end() {
 async fn a_call_that_waits_for_what_waits_for_its_turn_gives_it_up() {
     let cache = narrow(1);
     let one_by_one = || Batcher::builder().max_batch(1).max_delay(Duration::ZERO);
-    let texts = one_by_one().build(|texts: Vec<u32>| async move {
-        texts.into_iter().map(vector).collect::<Vec<_>>()
-    });
+    let texts = one_by_one()
+        .build(|texts: Vec<u32>| async move { texts.into_iter().map(vector).collect::<Vec<_>>() });
     let texts = texts.unwrap();
     // Each text below 100 is embedded by embedding the next one, with the same batcher.
     let itself: Arc<std::sync::OnceLock<Batcher<u32>>> = Arc::default();
