@@ -2,7 +2,7 @@
 
 use std::hash::BuildHasher;
 
-use crate::sharded::{EntryInfo, Sight};
+use crate::core::{EntryInfo, Lookup};
 use crate::vector::EmbeddingVector;
 
 use super::{EmbeddingCache, EmbeddingKey, Inner};
@@ -110,8 +110,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let Inner { core, waiters, .. } = &*self.inner;
         let probe = key.probe();
         match waiters.until(None, |slice| core.look_slice(&probe, slice)).await? {
-            Sight::Fresh(components) => Some(self.inner.vector(components)),
-            Sight::Stale { .. } | Sight::Absent => None,
+            Lookup::Fresh(components) => Some(self.inner.vector(components)),
+            Lookup::Stale { .. } | Lookup::Absent => None,
         }
     }
 

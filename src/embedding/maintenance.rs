@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
+use crate::core::Step;
 use crate::error::{CacheError, ErrorKind};
-use crate::sharded::Step;
 use crate::timer::Interval;
 use crate::vector::EmbeddingVector;
 

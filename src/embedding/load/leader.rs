@@ -5,10 +5,10 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::core::{Condition, InsertOptions};
 use crate::embedding::observe::Parent;
 use crate::embedding::{EmbeddingKey, Inner, Stored};
 use crate::error::{CacheError, ErrorKind};
-use crate::sharded::{Condition, Terms};
 
 use super::ancestry::{Ancestry, Waits};
 use super::call::{Call, CallResult, catching};
@@ -160,7 +160,8 @@ impl<K: EmbeddingKey, S: BuildHasher> Leader<K, S> {
             }
             let entry = Some((key, vector.clone().into_shared()));
             let condition = Condition { epoch: self.epoch, superseded: Some(slot.superseded()) };
-            let terms = Terms { time_to_live: self.time_to_live, condition: Some(condition) };
+            let terms =
+                InsertOptions { time_to_live: self.time_to_live, condition: Some(condition) };
             // What was refused has been counted; the caller has the vector. A panic of the eviction
             // listener comes after it is stored: it is no reason to lose what the model answered.
             drop(catching(self.inner.insert(entry, terms, None)).await);

@@ -6,10 +6,10 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::core::Lookup;
 use crate::embedding::{EmbeddingCache, EmbeddingKey, Inner};
 use crate::error::{CacheError, ErrorKind};
 use crate::hasher::DefaultHashBuilder;
-use crate::sharded::Sight;
 use crate::vector::EmbeddingVector;
 
 use super::Options;
@@ -316,12 +316,12 @@ impl Item {
         }
         let mut stale = None;
         let look = || match inner.core.look_slice(&probe, Duration::ZERO)? {
-            Sight::Fresh(components) => Some(Some(inner.vector(components))),
-            Sight::Stale { value, past } => {
+            Lookup::Fresh(components) => Some(Some(inner.vector(components))),
+            Lookup::Stale { value, past } => {
                 stale = Some((inner.vector(value), past));
                 Some(None)
             }
-            Sight::Absent => Some(None),
+            Lookup::Absent => Some(None),
         };
         let (epoch, slot) = (inner.core.epoch(), leader.slot());
         let claimed = match inner.inflight.claim(&probe, epoch, &slot, look, || stored.clone())? {
