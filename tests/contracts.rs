@@ -12,7 +12,6 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use embedding_cache::baseline::SingleLockCache;
 use embedding_cache::{
     CacheError, CacheInfo, CacheKey, CacheStats, Clock, ContentKey, DefaultHashBuilder,
     DefaultHasher, EmbeddingCache, EmbeddingCacheBuilder, EmbeddingKey, EmbeddingVector, EntryInfo,
@@ -29,7 +28,6 @@ assert_impl_all!(EmbeddingCache: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(EmbeddingCache<ContentKey>: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(EmbeddingCache<embedding_cache::CacheKey, std::hash::RandomState>: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(Core: Send, Sync, Unpin, Debug);
-assert_impl_all!(SingleLockCache: Send, Sync, Unpin, Clone);
 assert_impl_all!(EmbeddingCacheBuilder: Send, Unpin, Debug);
 assert_impl_all!(EmbeddingCacheBuilder<ContentKey>: Send, Unpin, Debug);
 assert_impl_all!(ShardedCacheBuilder<String, u64>: Send, Unpin, Debug);

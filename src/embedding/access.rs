@@ -243,7 +243,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     pub async fn remove(&self, key: &K) -> Option<EmbeddingVector> {
         let Inner { core, waiters, inflight, .. } = &*self.inner;
         let probe = key.probe();
-        inflight.supersede(&probe);
+        inflight.supersede(|| key.probe());
         let removed = waiters.until(None, |slice| core.remove_slice(&probe, slice)).await;
         removed.flatten().map(|components| self.inner.vector(components))
     }
@@ -281,7 +281,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             Ok(stored) => stored,
             Err(error) => return Err(error.giving_back(vector)),
         };
-        self.inner.inflight.supersede(&key.probe());
+        self.inner.inflight.supersede(|| key.probe());
         let mut entry = Some((stored, vector.into_shared()));
         // No closure: it would be given the entry where all goes well, too.
         match self.inner.core.insert_entry(&mut entry) {
@@ -320,7 +320,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             Ok(stored) => stored,
             Err(error) => return Break(Err(error.giving_back(vector))),
         };
-        self.inner.inflight.supersede(&key.probe());
+        self.inner.inflight.supersede(|| key.probe());
         let mut entry = Some((stored, vector.into_shared()));
         match self.inner.core.insert_at_once(&mut entry, terms) {
             Ok(()) => Break(Ok(())),

@@ -92,9 +92,12 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         &self,
         entries: impl IntoIterator<Item = (K, V)>,
     ) -> Vec<Result<(), CacheError>> {
-        let mut results = Vec::new();
-        let mut admitted = Vec::new();
-        let mut positions = Vec::new();
+        // Collected first: the caller's iterator is not held across an await, where it would have to be
+        // `Send` for this to be.
+        let entries: Vec<(K, V)> = entries.into_iter().collect();
+        let mut results = Vec::with_capacity(entries.len());
+        let mut admitted = Vec::with_capacity(entries.len());
+        let mut positions = Vec::with_capacity(entries.len());
         let mut pace = Pace::default();
         // Not the caller's iterator: held over an await it would have to be `Send`.
         let entries: Vec<(K, V)> = entries.into_iter().collect();
@@ -105,7 +108,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             let vector = vector.into();
             match self.admit(&key, &vector) {
                 Ok(stored) => {
-                    self.inner.inflight.supersede(&key.probe());
+                    self.inner.inflight.supersede(|| key.probe());
                     positions.push(results.len());
                     admitted.push((stored, vector.into_shared()));
                     results.push(Ok(()));

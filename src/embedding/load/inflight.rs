@@ -224,11 +224,11 @@ impl<T: Hash + Eq> Inflight<T> {
     }
 
     /// Supersedes the load of a key that is about to be written, if there is one. One relaxed load
-    /// while nothing is being loaded.
+    /// while nothing is being loaded: not even the probe is made.
     #[inline]
-    pub(crate) fn supersede<Q: Hash + Equivalent<T>>(&self, probe: &Q) {
+    pub(crate) fn supersede<Q: Hash + Equivalent<T>>(&self, probe: impl FnOnce() -> Q) {
         if self.len() > 0 {
-            self.supersede_loading(probe);
+            self.supersede_loading(&probe());
         }
     }
 
