@@ -79,6 +79,9 @@ echo "$answered answers, $texts distinct texts, $calls calls of the model"
 ((calls < texts && texts > 1000 && answered > texts))
 stop
 
+echo '--- bad connections, a bad client, a stalled model, a half-sent request'
+python3 $here/tests/clients/rig.py "$binaries/embedding-cache-server" 8
+
 echo '--- with and without the cache'
 start with
 with=$address

@@ -9,8 +9,9 @@ use tracing_subscriber::EnvFilter;
 
 /// Gives memory back to the system soon after it is freed: an answer can take a hundred megabytes,
 /// and the system's own allocator keeps what it once had.
+#[cfg(unix)]
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 /// As clap ends for what it finds wrong itself.
 const WRONG_OPTION: u8 = 2;

@@ -75,12 +75,6 @@ impl Stamp {
         self.0
     }
 
-    // Apart from the system's clock, which is on the way of every hit.
-    #[inline(never)]
-    fn since_origin(clock: &dyn Clock, origin: Duration) -> Self {
-        Self::from_duration(clock.monotonic().saturating_sub(origin))
-    }
-
     fn from_duration(since: Duration) -> Self {
         // Never `NEVER`: at every moment an entry without a time-to-live is alive.
         Self(u64::try_from(since.as_nanos()).unwrap_or(END).min(END))
@@ -179,24 +173,42 @@ const SET_BACK: Duration = Duration::from_secs(365 * 24 * 3600);
 pub(super) enum Time {
     #[default]
     System,
-    /// With the reading from which all moments count: [`SET_BACK`] before the cache was made, if the
-    /// clock had come so far. A sum of a moment and a time-to-live then does not depend on where the
-    /// clock begins.
-    Custom(Arc<dyn Clock>, Duration),
+    Custom(Arc<dyn Clock>),
+}
+
+/// A clock whose readings count from [`SET_BACK`] before the cache was made, if it had come so far. A
+/// sum of a moment and a time-to-live then does not depend on where the clock begins.
+struct Since {
+    clock: Arc<dyn Clock>,
+    origin: Duration,
+}
+
+impl Clock for Since {
+    fn monotonic(&self) -> Duration {
+        self.clock.monotonic().saturating_sub(self.origin)
+    }
+
+    fn wall(&self) -> DateTime<Utc> {
+        self.clock.wall()
+    }
 }
 
 impl Time {
     pub(super) fn custom(clock: Arc<dyn Clock>) -> Self {
-        Self::Custom(clock, Duration::ZERO)
+        Self::Custom(clock)
     }
 
     /// The same for a cache that is made now.
     pub(super) fn started(self) -> Self {
         match self {
             Self::System => Self::System,
-            Self::Custom(clock, _) => {
+            Self::Custom(clock) => {
                 let origin = clock.monotonic().saturating_sub(SET_BACK);
-                Self::Custom(clock, origin)
+                // One that begins early is asked itself: a hit pays for every call in between.
+                if origin.is_zero() {
+                    return Self::Custom(clock);
+                }
+                Self::Custom(Arc::new(Since { clock, origin }))
             }
         }
     }
@@ -205,7 +217,7 @@ impl Time {
     pub(super) fn now(&self) -> Stamp {
         match self {
             Self::System => system::precise(),
-            Self::Custom(clock, origin) => Stamp::since_origin(&**clock, *origin),
+            Self::Custom(clock) => Stamp::from_duration(clock.monotonic()),
         }
     }
 
@@ -216,14 +228,14 @@ impl Time {
     pub(super) fn coarse(&self) -> Stamp {
         match self {
             Self::System => system::coarse(),
-            Self::Custom(clock, origin) => Stamp::since_origin(&**clock, *origin),
+            Self::Custom(clock) => Stamp::from_duration(clock.monotonic()),
         }
     }
 
     pub(super) fn wall(&self) -> DateTime<Utc> {
         match self {
             Self::System => Utc::now(),
-            Self::Custom(clock, _) => clock.wall(),
+            Self::Custom(clock) => clock.wall(),
         }
     }
 }
@@ -232,7 +244,7 @@ impl fmt::Debug for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::System => "System",
-            Self::Custom(..) => "Custom",
+            Self::Custom(_) => "Custom",
         })
     }
 }

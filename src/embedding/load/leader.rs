@@ -5,8 +5,9 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::core::{Condition, InsertOptions};
+use crate::core::{Condition, GROUP, InsertOptions};
 use crate::embedding::observe::Parent;
+use crate::embedding::wait::Pace;
 use crate::embedding::{EmbeddingKey, Inner, Stored};
 use crate::error::{CacheError, ErrorKind};
 
@@ -85,10 +86,11 @@ impl<K: EmbeddingKey, S> Leader<K, S> {
     fn end(&mut self, result: CallResult) {
         // The result stands first: those that joined until now have it, and those that come now join
         // no more.
-        self.call.end(result);
+        self.call.record(result);
         for (hash, slot) in self.slots.drain(..) {
             self.inner.inflight.end(hash, &slot);
         }
+        self.call.wake();
     }
 }
 
@@ -150,7 +152,13 @@ impl<K: EmbeddingKey, S: BuildHasher> Leader<K, S> {
     /// is good but finds no room is delivered all the same.
     async fn store(&mut self, answers: &mut [Answer]) {
         let keys = std::mem::take(&mut self.keys);
-        for ((key, answer), (_, slot)) in keys.into_iter().zip(answers).zip(&self.slots) {
+        let mut pace = Pace::default();
+        for (step, ((key, answer), (_, slot))) in
+            keys.into_iter().zip(answers).zip(&self.slots).enumerate()
+        {
+            if step % GROUP == GROUP - 1 {
+                pace.step().await;
+            }
             let Ok(vector) = answer else { continue };
             if let Err(kind) = self.inner.admission.check::<K>(&key, vector) {
                 let refused = CacheError::from(kind);
