@@ -414,7 +414,8 @@ where
         }
         if self.options.max_batch == 0 {
             return request
-                .fail(&ErrorKind::Zero { what: "a load's limit on keys of a call" }.into());
+                .fail(&ErrorKind::Zero { what: "a load's limit on keys of a call" }.into())
+                .await;
         }
         let Some(tasks) = task::Spawner::current() else {
             return request.fail(&ErrorKind::NoRuntime { what: "an owned load" }.into()).await;
@@ -448,7 +449,8 @@ where
         }
         if self.options.max_batch == 0 {
             return request
-                .fail(&ErrorKind::Zero { what: "a load's limit on keys of a call" }.into());
+                .fail(&ErrorKind::Zero { what: "a load's limit on keys of a call" }.into())
+                .await;
         }
         let heartbeat = Arc::new(Heartbeat::default());
         let work = heartbeat.around(Box::pin(async {
