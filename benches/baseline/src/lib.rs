@@ -67,10 +67,12 @@ use tokio::time::timeout;
 
 use embedding_cache::{CacheKey, CacheStats};
 
+pub use info::Info;
 pub use refusal::Refusal;
 
 use refusal::Reason;
 
+mod info;
 mod refusal;
 
 /// What an entry weighs beyond its key's texts and its components: its place in the table, twice,
@@ -529,21 +531,6 @@ impl fmt::Debug for SingleLockCache {
             .field("stats", &self.stats())
             .finish_non_exhaustive()
     }
-}
-
-/// The cache at one moment: how full it is, its limits, its counts.
-#[derive(Debug, Clone, Copy)]
-pub struct Info {
-    /// Entries held, expired ones that nobody has noticed yet included.
-    pub size: usize,
-    /// The most entries it may hold.
-    pub max_size: usize,
-    /// Bytes held: keys, vectors, and the overhead of each entry.
-    pub memory_bytes: u64,
-    /// The most bytes it may hold.
-    pub memory_limit_bytes: u64,
-    /// The counts.
-    pub stats: CacheStats,
 }
 
 /// What is under the one lock.
