@@ -70,6 +70,7 @@ use embedding_cache::{CacheKey, CacheStats};
 pub use info::Info;
 pub use refusal::Refusal;
 
+use info::Counters;
 use refusal::Reason;
 
 mod info;
@@ -578,21 +579,6 @@ fn weigh(key: &CacheKey, embedding: &[f32]) -> u64 {
     let texts = key.content_hash.len() + key.model_version.len();
     let chunk = key.chunk_id.as_ref().map_or(0, String::len);
     (texts + chunk + size_of_val(embedding) + ENTRY_OVERHEAD) as u64
-}
-
-/// The counts of [`CacheStats`], as atomics.
-#[derive(Default)]
-struct Counters {
-    hits: AtomicU64,
-    misses: AtomicU64,
-    insertions: AtomicU64,
-    updates: AtomicU64,
-    evicted_by_entries: AtomicU64,
-    evicted_by_weight: AtomicU64,
-    expired_entries: AtomicU64,
-    removals: AtomicU64,
-    rejected: AtomicU64,
-    timeouts: AtomicU64,
 }
 
 fn add(counter: &AtomicU64, by: usize) {
