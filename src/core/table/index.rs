@@ -6,16 +6,14 @@
 //! algorithm R does, and leaves no tombstones). So a lookup nearly always costs one cache miss and
 //! no mispredicted branch, where hashbrown's table costs two misses that depend on each other, its
 //! control bytes and then its bucket; in a cache larger than the processor's, misses are what a hit
-//! consists of. How many of them a processor has under way at once depends on how many instructions
-//! stand between them, so [`Index::find`] is one bucket, one comparison and one look; all else is
-//! done elsewhere, by calls that are seldom made.
+//! consists of. Few instructions between two misses let the processor overlap them, so [`Index::find`]
+//! is one bucket, one comparison and one look.
 //!
 //! Nor does hashbrown's table grow in steps: when it is full, or full of tombstones, it rehashes
 //! everything at once, which under the lock of a shard with a million entries is tens of
 //! milliseconds. Here each insert does a little: into memory that nobody has touched yet it writes
-//! [`EMPTIED`] empty buckets of a second table, as long as that one is not complete, and after that
-//! it moves [`STEP`] buckets there out of the first. A lookup that finds nothing in one asks the
-//! other, if both are in use; otherwise that costs it one predictable branch, a hit nothing.
+//! [`EMPTIED`] empty buckets of a second table until that one is complete, and then moves [`STEP`]
+//! buckets there out of the first. A lookup that finds nothing in one asks the other, if both are used.
 
 use wide::bytemuck::cast;
 use wide::{i8x16, i16x8, u32x8};

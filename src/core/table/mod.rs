@@ -3,6 +3,7 @@
 //! One thread at a time changes it; nothing here knows of locks, limits, listeners or counters.
 //! Entries that leave are returned, so that the caller can drop them after unlocking.
 
+mod entries;
 pub(super) mod expiry;
 mod heap;
 mod idle;
@@ -19,6 +20,7 @@ use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use crate::core::budget::{Limit, Usage};
 use crate::core::clock::{Grace, Span, Stamp};
+pub(super) use entries::Entries;
 use expiry::{Expiry, Jitter, Life};
 use idle::Idle;
 use index::{Index, SlotHash};
@@ -86,23 +88,6 @@ pub(super) struct Ticket {
     pub(super) life: Life,
     pub(super) now: Stamp,
     pub(super) written: u32,
-}
-
-/// The entries of a table that is no longer used.
-pub(super) struct Entries<K, V>(slots::IntoIter<Slot<K, V>>);
-
-impl<K, V> Entries<K, V> {
-    /// Passes the entries of the next `slots` slots to `take`; says whether there may be more.
-    pub(super) fn take_bite(&mut self, slots: usize, mut take: impl FnMut(Entry<K, V>)) -> bool {
-        for _ in 0..slots {
-            match self.0.next() {
-                Some(Slot::Occupied(entry)) => take(entry),
-                Some(Slot::Vacant(_)) => {}
-                None => return false,
-            }
-        }
-        true
-    }
 }
 
 /// Why a victim was chosen.
@@ -565,7 +550,7 @@ impl<K, V> Table<K, V> {
 
     /// The entries, for dropping them bite by bite; all else is given back at once.
     pub(super) fn into_entries(self) -> Entries<K, V> {
-        Entries(self.slots.into_iter())
+        Entries::new(self.slots.into_iter())
     }
 
     /// Panics unless every part agrees with every other. Goes through everything.
