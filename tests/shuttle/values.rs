@@ -195,10 +195,10 @@ fn async_operations_wait_for_a_held_lock_and_come_to_an_end() {
         let holder = {
             let cache = cache.clone();
             thread::spawn(move || {
-                cache.retain(|_, _| {
+                shuttle::future::block_on(cache.retain(|_, _| {
                     (0..20).for_each(|_| thread::yield_now());
                     true
-                })
+                }));
             })
         };
         let tasks = keys.clone().map(|key| {
