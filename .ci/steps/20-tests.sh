@@ -3,7 +3,7 @@ set -euo pipefail
 command=$(sed -n 's/^\(cargo test\)$/\1/p' README.md | head -n 1)
 [[ -n $command ]] || { echo "README.md names no test command"; exit 1; }
 $command
-for features in --no-default-features "--features serde" "--features metrics" "--features tracing"; do
+for features in --no-default-features "--features serde" "--features metrics" "--features tracing" "--features tier"; do
     printf -- '--- cargo test %s\n' "$features"
     # shellcheck disable=SC2086
     cargo test $features --lib --test contracts --test metrics --test spans

@@ -14,6 +14,8 @@ mod key;
 mod load;
 mod maintenance;
 mod observe;
+#[cfg(feature = "tier")]
+pub mod tier;
 mod wait;
 
 use std::fmt;

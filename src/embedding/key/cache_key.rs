@@ -129,6 +129,23 @@ impl Form for CacheKey {
     fn belongs_to_tenant(stored: &StoredKey, tenant: &TenantName) -> bool {
         stored.is_of_tenant(tenant)
     }
+
+    const KIND: u8 = 1;
+
+    #[cfg(feature = "tier")]
+    fn tier_digest(&self) -> [u8; 32] {
+        super::tier::digest(self)
+    }
+
+    #[cfg(feature = "tier")]
+    fn tags(stored: &StoredKey) -> ([u8; 4], [u8; 4]) {
+        stored.tags()
+    }
+
+    #[cfg(feature = "tier")]
+    fn model_scope(model: &str) -> [u8; 4] {
+        super::tier::model_tag_of(model.as_bytes())
+    }
 }
 
 impl super::EmbeddingKey for CacheKey {}
