@@ -85,6 +85,21 @@ pub(crate) enum ErrorKind {
     TtlTooLong { ttl: Duration, limit: Duration },
     #[error("what was loaded began before an invalidation and is not stored")]
     Invalidated,
+    #[error("cannot {operation} the snapshot{}: {cause}", named(path))]
+    SnapshotIo { operation: &'static str, path: String, cause: Arc<std::io::Error> },
+    #[error("this is no snapshot of an embedding cache{}", named(path))]
+    NotASnapshot { path: String },
+    #[error("the head of the snapshot{} is damaged; nothing of it is loaded", named(path))]
+    DamagedSnapshot { path: String },
+    #[error(
+        "the snapshot{} is of version {found}; this program reads version {known}",
+        named(path)
+    )]
+    SnapshotVersion { path: String, found: u32, known: u32 },
+    #[error("the keys of the snapshot{} are {found}, those of this cache {expected}", named(path))]
+    SnapshotKeys { path: String, found: &'static str, expected: &'static str },
+    #[error("the key has a value already")]
+    Present,
     #[error("a time-to-idle of {tti:?} is over the limit of {limit:?}")]
     TtiTooLong { tti: Duration, limit: Duration },
     #[error("a time-to-idle of 0 would serve nothing; it is more than that")]
@@ -101,6 +116,21 @@ pub(crate) enum ErrorKind {
     NoWeigher { limit: u64 },
 }
 
+/// How a file is named in a message; one that has no name is not.
+fn named(path: &str) -> String {
+    if path.is_empty() { String::new() } else { format!(" {path}") }
+}
+
+impl ErrorKind {
+    pub(crate) fn snapshot_io(
+        operation: &'static str,
+        path: &std::path::Path,
+        cause: std::io::Error,
+    ) -> Self {
+        Self::SnapshotIo { operation, path: path.display().to_string(), cause: Arc::new(cause) }
+    }
+}
+
 impl fmt::Display for CacheError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.kind.fmt(f)
@@ -108,10 +138,12 @@ impl fmt::Display for CacheError {
 }
 
 impl Error for CacheError {
-    /// What the model call failed with, for [`is_load_failed`](Self::is_load_failed).
+    /// What the model call failed with, for [`is_load_failed`](Self::is_load_failed), or the
+    /// operating system, for [`is_snapshot_io`](Self::is_snapshot_io).
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0.kind {
             ErrorKind::LoadFailed(cause) => Some(&**cause),
+            ErrorKind::SnapshotIo { cause, .. } => Some(&**cause),
             _ => None,
         }
     }
@@ -227,6 +259,31 @@ impl CacheError {
     /// Something was invalidated while the value was being loaded.
     pub(crate) fn is_invalidated(&self) -> bool {
         matches!(self.0.kind, ErrorKind::Invalidated)
+    }
+
+    /// The key has a value that was to stay.
+    pub(crate) fn is_present(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Present)
+    }
+
+    /// A snapshot could not be written or read: the [`source`](std::error::Error::source) is what the
+    /// operating system, or the caller's reader or writer, has said.
+    #[must_use]
+    pub fn is_snapshot_io(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::SnapshotIo { .. })
+    }
+
+    /// What was to be loaded is no snapshot, or one of another version or for another kind of key, or
+    /// its head is damaged.
+    #[must_use]
+    pub fn is_invalid_snapshot(&self) -> bool {
+        matches!(
+            self.0.kind,
+            ErrorKind::NotASnapshot { .. }
+                | ErrorKind::DamagedSnapshot { .. }
+                | ErrorKind::SnapshotVersion { .. }
+                | ErrorKind::SnapshotKeys { .. }
+        )
     }
 
     /// A builder was given a configuration that no cache can have, or something that needs a tokio

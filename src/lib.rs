@@ -80,8 +80,8 @@ mod vector;
 pub use embedding::tier;
 pub use embedding::{
     Batcher, BatcherBuilder, CacheKey, CleanupHandle, ContentKey, ENTRY_OVERHEAD, EmbeddingCache,
-    EmbeddingCacheBuilder, EmbeddingKey, IntoEmbedding, IntoEmbeddings, KeySpec, Load, Missing,
-    Role, Truncation,
+    EmbeddingCacheBuilder, EmbeddingKey, Entries, IntoEmbedding, IntoEmbeddings, KeySpec, Load,
+    Missing, Role, Snapshot, SnapshotLoad, SnapshotProgress, SnapshotReport, Truncation,
 };
 pub use equivalent::Equivalent;
 pub use error::{CacheError, InsertError};

@@ -10,10 +10,12 @@ mod admission;
 mod batch;
 mod batcher;
 mod builder;
+mod export;
 mod key;
 mod load;
 mod maintenance;
 mod observe;
+mod snapshot;
 #[cfg(feature = "tier")]
 pub mod tier;
 mod wait;
@@ -33,8 +35,10 @@ pub use builder::EmbeddingCacheBuilder;
 pub use key::{CacheKey, ContentKey, EmbeddingKey, KeySpec, Role, Truncation};
 
 pub use batcher::{Batcher, BatcherBuilder};
+pub use export::Entries;
 pub use load::{IntoEmbedding, IntoEmbeddings, Load, Missing};
 pub use maintenance::CleanupHandle;
+pub use snapshot::{Snapshot, SnapshotLoad, SnapshotProgress, SnapshotReport};
 
 use admission::Admission;
 use builder::Loading;
@@ -131,6 +135,14 @@ impl<K: EmbeddingKey, S> Inner<K, S> {
     #[inline(always)]
     fn vector(&self, components: Components) -> EmbeddingVector {
         EmbeddingVector::stored(components, !self.admission.allow_non_finite)
+    }
+}
+
+impl<K: EmbeddingKey, S> Inner<K, S> {
+    /// The nonces of the second tier, for a snapshot; empty without one.
+    #[allow(clippy::unused_self)]
+    fn namespaces(&self) -> Vec<u8> {
+        Vec::new()
     }
 }
 

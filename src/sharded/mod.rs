@@ -11,10 +11,12 @@ mod builder;
 mod chunked;
 mod clock;
 mod expiry;
+mod export;
 mod farewell;
 mod heap;
 mod idle;
 mod index;
+mod insert_absent;
 mod insert_many;
 mod invalidate;
 mod policy;
@@ -44,6 +46,8 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 pub use builder::ShardedCacheBuilder;
 pub(crate) use builder::default_shards;
 pub use clock::Clock;
+pub(crate) use export::{ExportIter, Exported};
+pub(crate) use insert_absent::Room;
 pub use policy::{EvictionPolicy, MemoryPressure};
 pub use stats::ShardStats;
 pub use sweep::Iter;
@@ -339,6 +343,11 @@ impl<K, V, S> ShardedCache<K, V, S> {
         } else {
             Stamp::ZERO
         }
+    }
+
+    /// The moment for an export: exact, so that lives are.
+    fn now_for_export(&self) -> Stamp {
+        if self.may_expire.load(Relaxed) { self.config.time.now() } else { Stamp::ZERO }
     }
 
     /// For what leaves in one operation.

@@ -30,7 +30,7 @@ use super::farewell::{Farewell, Gone};
 use super::index::SlotHash;
 use super::policy::Leave;
 use super::shard::{Once, Patience, Shard};
-use super::table::{Entry, Table, Ticket, Verdict};
+use super::table::{Entry, State, Table, Ticket, Verdict};
 use super::{Place, RemovalCause, ShardedCache};
 
 /// Entries that leave under one lock hold at most.
@@ -48,6 +48,10 @@ pub(super) struct Put<'a, K, V> {
     pub(super) reservation: Reservation<'a>,
     /// Whether shards that hold less than their share must give as well.
     desperate: bool,
+    /// Whether a fresh value of the key stays; see `insert_absent.rs`.
+    pub(super) only_absent: bool,
+    /// Whether nobody may leave for it.
+    pub(super) only_free_room: bool,
 }
 
 /// An entry on its way in.
@@ -80,6 +84,8 @@ pub(super) enum Hurdle {
     NoRoom(Amount),
     /// Something was invalidated since its value was loaded.
     Invalidated,
+    /// The key has a fresh value, which is to stay.
+    Present,
 }
 
 impl<K, V, S> ShardedCache<K, V, S>
@@ -224,7 +230,15 @@ where
         now: Stamp,
         epoch: Option<u64>,
     ) -> Put<'a, K, V> {
-        Put { at, now, epoch, reservation: Reservation::new(&self.budget), desperate: false }
+        Put {
+            at,
+            now,
+            epoch,
+            reservation: Reservation::new(&self.budget),
+            desperate: false,
+            only_absent: false,
+            only_free_room: false,
+        }
     }
 
     /// Takes `newcomer` into its shard, round after round until there is room.
@@ -250,8 +264,12 @@ where
             let need = match attempt {
                 Ok(()) => return Ok(()),
                 Err(Hurdle::Invalidated) => return Err(ErrorKind::Invalidated),
+                Err(Hurdle::Present) => return Err(ErrorKind::Present),
                 Err(Hurdle::NoRoom(need)) => need,
             };
+            if put.only_free_room {
+                return Err(ErrorKind::Contended { weight, limit: self.max_weight(), rounds });
+            }
             // The limits may have been lowered since the put began.
             self.can_ever_fit(weight)?;
             freed |= self.take_elsewhere(put, need, farewell, patience);
@@ -290,6 +308,11 @@ where
         let counters = &put.at.shard.counters;
         let ticket = new.ticket;
         let found = table.find(ticket.hash, &new.key);
+        if put.only_absent
+            && found.is_some_and(|(id, entry)| table.state(id, entry, put.now) == State::Fresh)
+        {
+            return Err(Hurdle::Present);
+        }
         let found = found.map(|(id, entry)| (id, !table.is_dead(id, entry, put.now), entry.weight));
         let old = found.filter(|&(_, alive, _)| alive);
         // An expired entry of the same key is no update: it leaves, and its room is the first taken.
@@ -348,6 +371,9 @@ where
         keep: Option<super::chunked::SlotId>,
         gone: &mut Gone<K, V>,
     ) -> bool {
+        if put.only_free_room {
+            return put.reservation.cover(need).is_ok();
+        }
         while gone.len() < BITE {
             let Err(shortage) = put.reservation.cover(need) else { return true };
             let may_evict = put.desperate || self.has_its_share(table.held(), shortage);

@@ -289,6 +289,21 @@ impl<K, V> Table<K, V> {
         own.into_iter().chain(idle).min()
     }
 
+    /// How long an entry will be served, however much it is used; `None` if for ever.
+    pub(super) fn time_to_live_left(&self, entry: &Entry<K, V>, now: Stamp) -> Option<Duration> {
+        entry.expiry.life_left(now.plus(self.plan.grace))
+    }
+
+    /// See [`Policy::heat`].
+    pub(super) fn heat(&self, id: SlotId) -> u32 {
+        self.policy.heat(id)
+    }
+
+    /// See [`Policy::after_in_use`].
+    pub(super) fn after_in_use(&self, after: Option<SlotId>) -> Option<SlotId> {
+        self.policy.after_in_use(after)
+    }
+
     /// How long ago an entry stopped to be fresh.
     pub(super) fn past_life(&self, entry: &Entry<K, V>, now: Stamp) -> Duration {
         entry.expiry.over(now.plus(self.plan.grace))

@@ -334,6 +334,16 @@ impl Form for ContentKey {
 
     const KIND: u8 = 2;
 
+    fn write(&self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&self.0);
+    }
+
+    fn read(bytes: &mut &[u8]) -> Option<Self> {
+        let (key, rest) = bytes.split_first_chunk()?;
+        *bytes = rest;
+        Some(Self(*key))
+    }
+
     #[cfg(feature = "tier")]
     fn tier_digest(&self) -> [u8; 32] {
         self.0

@@ -97,6 +97,12 @@ pub(crate) mod form {
         /// Stands for the kind of key wherever keys are written down.
         const KIND: u8;
 
+        /// Appends the key as a snapshot has it.
+        fn write(&self, bytes: &mut Vec<u8>);
+
+        /// Takes a key from the front of `bytes`; `None` if there is none.
+        fn read(bytes: &mut &[u8]) -> Option<Self>;
+
         /// The 32 bytes by which a second tier knows the key; the tags of model and tenant first.
         #[cfg(feature = "tier")]
         fn tier_digest(&self) -> [u8; 32];

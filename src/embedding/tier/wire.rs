@@ -140,14 +140,17 @@ impl Format {
         value.extend_from_slice(&[0; 4]);
         value.extend_from_slice(&expires_at.to_le_bytes());
         value.extend_from_slice(&[0; HEADER - COVERED]);
+        value.resize(HEADER + self.precision.width() * dimensions, 0);
+        let payload = &mut value[HEADER..];
         match self.precision {
             Precision::Single => {
-                components.iter().for_each(|x| value.extend_from_slice(&x.to_le_bytes()));
+                let places = payload.as_chunks_mut().0.iter_mut().zip(components);
+                places.for_each(|(place, x)| *place = x.to_le_bytes());
             }
             #[cfg(feature = "tier-f16")]
             Precision::Half => {
-                let halves = components.iter().map(|&x| half::f16::from_f32(x));
-                halves.for_each(|x| value.extend_from_slice(&x.to_le_bytes()));
+                let places = payload.as_chunks_mut().0.iter_mut().zip(components);
+                places.for_each(|(place, &x)| *place = half::f16::from_f32(x).to_le_bytes());
             }
         }
         let covered = covered(key, &value);
