@@ -98,6 +98,9 @@ pub(crate) enum ErrorKind {
     SnapshotVersion { path: String, found: u32, known: u32 },
     #[error("the keys of the snapshot{} are {found}, those of this cache {expected}", named(path))]
     SnapshotKeys { path: String, found: &'static str, expected: &'static str },
+    #[cfg(feature = "tier")]
+    #[error("not invalidated in the second tier: {cause}")]
+    TierFailed { cause: Arc<crate::tier::TierError> },
     #[error("the key has a value already")]
     Present,
     #[error("a time-to-idle of {tti:?} is over the limit of {limit:?}")]
@@ -144,6 +147,8 @@ impl Error for CacheError {
         match &self.0.kind {
             ErrorKind::LoadFailed(cause) => Some(&**cause),
             ErrorKind::SnapshotIo { cause, .. } => Some(&**cause),
+            #[cfg(feature = "tier")]
+            ErrorKind::TierFailed { cause } => Some(&**cause),
             _ => None,
         }
     }
@@ -264,6 +269,14 @@ impl CacheError {
     /// The key has a value that was to stay.
     pub(crate) fn is_present(&self) -> bool {
         matches!(self.0.kind, ErrorKind::Present)
+    }
+
+    /// The second tier could not do what it was asked to; the
+    /// [`source`](std::error::Error::source) is its error.
+    #[cfg(feature = "tier")]
+    #[must_use]
+    pub fn is_tier_failed(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::TierFailed { .. })
     }
 
     /// A snapshot could not be written or read: the [`source`](std::error::Error::source) is what the

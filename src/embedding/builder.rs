@@ -46,6 +46,8 @@ pub struct EmbeddingCacheBuilder<K: EmbeddingKey = CacheKey, S = DefaultHashBuil
     admission: Admission,
     loading: Loading,
     name: String,
+    #[cfg(feature = "tier")]
+    tier: Option<super::tier::SecondTier>,
 }
 
 /// What bounds the loads of a cache.
@@ -102,6 +104,8 @@ impl<K: EmbeddingKey> Default for EmbeddingCacheBuilder<K> {
             admission: Admission::default(),
             loading: Loading::default(),
             name: String::new(),
+            #[cfg(feature = "tier")]
+            tier: None,
         }
     }
 }
@@ -308,6 +312,17 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
         Self { name: name.into(), ..self }
     }
 
+    /// A second tier: a store that processes share, or that outlives them. `get_or_embed` and its
+    /// like ask it for what they miss before they call a model, and what a model answers, or a put
+    /// stores, is written to it in the background. See the module [`tier`](crate::tier).
+    ///
+    /// Needs a tokio runtime with timers wherever the cache is used; a put from a thread outside one
+    /// uses the runtime that this is called in, or that another operation was called in before.
+    #[cfg(feature = "tier")]
+    pub fn tier(self, tier: impl Into<super::tier::SecondTier>) -> Self {
+        Self { tier: Some(tier.into()), ..self }
+    }
+
     /// Another source of time, for tests.
     pub fn clock(self, clock: Arc<dyn Clock>) -> Self {
         Self { core: self.core.clock(clock), ..self }
@@ -323,6 +338,8 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
             admission: self.admission,
             loading: self.loading,
             name: self.name,
+            #[cfg(feature = "tier")]
+            tier: self.tier,
         }
     }
 
@@ -369,7 +386,14 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
             .weigher(weigh::<K>)
             .size(|_: &Stored<K>, components: &Components| components.len() as u64)
             .build()?;
-        Ok(EmbeddingCache::from_core(core, self.admission, self.loading, &self.name))
+        Ok(EmbeddingCache::from_core(
+            core,
+            self.admission,
+            self.loading,
+            &self.name,
+            #[cfg(feature = "tier")]
+            self.tier,
+        ))
     }
 }
 

@@ -92,10 +92,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// # }).unwrap();
     /// ```
     pub async fn invalidate_all(&self) -> usize {
-        let mut invalidation = self.inner.core.start_invalidation();
-        let removed = self.inner.sweep(|slice| invalidation.step_slice(slice)).await;
-        invalidation.end();
-        removed
+        self.inner.invalidate_all().await
     }
 
     /// Removes the embeddings of a model, whatever its revision, and returns how many those were:
@@ -122,7 +119,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     pub async fn invalidate_model(&self, model: &str) -> usize {
         let model = ModelName::new(model);
-        self.remove_if(|key, _| K::belongs_to_model(key, &model)).await
+        self.inner.remove_if(|key, _| K::belongs_to_model(key, &model)).await
     }
 
     /// Removes the embeddings of a tenant and returns how many those were: of keys that a
@@ -147,7 +144,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     pub async fn invalidate_tenant(&self, tenant: &str) -> usize {
         let tenant = TenantName::new(tenant);
-        self.remove_if(|key, _| K::belongs_to_tenant(key, &tenant)).await
+        self.inner.remove_if(|key, _| K::belongs_to_tenant(key, &tenant)).await
     }
 
     /// Removes the live entries for which `predicate` holds and returns how many it removed
@@ -175,19 +172,11 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
         &self,
         mut predicate: impl FnMut(&K, &EmbeddingVector) -> bool,
     ) -> usize {
-        self.remove_if(|key, components| {
-            predicate(&K::from_stored(key), &self.inner.vector(components.clone()))
-        })
-        .await
-    }
-
-    async fn remove_if(&self, mut predicate: impl FnMut(&Stored<K>, &Components) -> bool) -> usize {
-        let core = &self.inner.core;
-        core.begin_invalidation();
-        let mut retain = core.start_retain(|key, components| !predicate(key, components));
-        let removed = self.inner.sweep(|slice| retain.step_slice(slice)).await;
-        retain.end();
-        removed
+        self.inner
+            .remove_if(|key, components| {
+                predicate(&K::from_stored(key), &self.inner.vector(components.clone()))
+            })
+            .await
     }
 
     /// Keeps the live entries for which `keep` holds, removes the others, and returns how many it
@@ -306,6 +295,24 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
 }
 
 impl<K: EmbeddingKey, S> Inner<K, S> {
+    pub(super) async fn invalidate_all(&self) -> usize {
+        let mut invalidation = self.core.start_invalidation();
+        let removed = self.sweep(|slice| invalidation.step_slice(slice)).await;
+        invalidation.end();
+        removed
+    }
+
+    pub(super) async fn remove_if(
+        &self,
+        mut predicate: impl FnMut(&Stored<K>, &Components) -> bool,
+    ) -> usize {
+        self.core.begin_invalidation();
+        let mut retain = self.core.start_retain(|key, components| !predicate(key, components));
+        let removed = self.sweep(|slice| retain.step_slice(slice)).await;
+        retain.end();
+        removed
+    }
+
     /// Takes a sweep step by step to its end, and returns how many entries it removed.
     async fn sweep(&self, mut step: impl FnMut(Duration) -> Step) -> usize {
         let mut removed = 0;

@@ -128,6 +128,8 @@ struct Inner<K: EmbeddingKey, S> {
     stale_while_revalidate: Duration,
     stale_if_error: Duration,
     observer: Observer,
+    #[cfg(feature = "tier")]
+    tier: Option<Arc<tier::Guard<K>>>,
 }
 
 impl<K: EmbeddingKey, S> Inner<K, S> {
@@ -184,7 +186,13 @@ impl EmbeddingCache {
 }
 
 impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
-    fn from_core(core: Core<K, S>, admission: Admission, loading: Loading, name: &str) -> Self {
+    fn from_core(
+        core: Core<K, S>,
+        admission: Admission,
+        loading: Loading,
+        name: &str,
+        #[cfg(feature = "tier")] tier: Option<tier::SecondTier>,
+    ) -> Self {
         let inner = Inner {
             core,
             waiters: Waiters::default(),
@@ -195,6 +203,8 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
             stale_while_revalidate: loading.stale_while_revalidate,
             stale_if_error: loading.stale_if_error,
             observer: Observer::new(name),
+            #[cfg(feature = "tier")]
+            tier: tier.map(|tier| Arc::new(tier::Guard::new(tier, name))),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -213,7 +223,13 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     #[must_use]
     pub fn stats(&self) -> CacheStats {
-        self.inner.observer.add_to(self.inner.core.stats())
+        let stats = self.inner.observer.add_to(self.inner.core.stats());
+        #[cfg(feature = "tier")]
+        let stats = CacheStats {
+            tier: self.inner.tier.as_ref().map(|tier| tier.stats()).unwrap_or_default(),
+            ..stats
+        };
+        stats
     }
 
     /// How full the cache is, its limits and its counts. `O(shards)`, no lock.

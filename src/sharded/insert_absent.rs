@@ -15,7 +15,7 @@ use super::write::Terms;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Room {
     /// As a put: others leave where there is no room.
-    #[allow(dead_code)]
+    #[cfg(feature = "tier")]
     Made,
     /// Only room that is free is taken.
     Free,
@@ -78,6 +78,14 @@ where
         let (used, max) = (self.budget.used(), self.budget.max());
         let nearly = |used: u64, max: u64| used >= max - max / 20;
         nearly(used.entries, max.entries) || nearly(used.weight, max.weight)
+    }
+
+    /// How long an entry of `key` that is written now lives by the time-to-live of the cache; `None`
+    /// if for ever.
+    #[cfg(feature = "tier")]
+    pub(crate) fn life_of<Q: Hash + ?Sized>(&self, key: &Q) -> Option<Duration> {
+        let ttl = self.config.time_to_live?;
+        Some(self.config.plan.jitter.apply(ttl, self.place(key).hash))
     }
 
     /// The time-to-live of the cache, without jitter.

@@ -90,6 +90,8 @@ pub(super) enum Rejected {
     Signature,
     /// Its life is over.
     Expired,
+    /// It is a good value of a vector that this cache does not take.
+    Admission,
 }
 
 /// The secret that signs values. Never shown.
