@@ -67,6 +67,12 @@ pub(crate) enum ErrorKind {
     WrongCount { asked: usize, answered: usize },
     #[error("the embedding did not come within {waited:?}")]
     LoadTimeout { waited: Duration },
+    #[error("the load was ended after {limit:?}, the longest that this cache lets one take")]
+    CallTimeout { limit: Duration },
+    #[error(
+        "the key is being loaded by a load that waits for this one: it would wait for itself for ever"
+    )]
+    Recursive,
     #[error("{limit} keys are being loaded already, the most this cache allows at once")]
     Overloaded { limit: usize },
     #[error("whoever was loading the embedding gave up, {rounds} times over")]
@@ -83,8 +89,8 @@ pub(crate) enum ErrorKind {
     ContentKeyDigit { index: usize, found: char, limit: usize },
     #[error("a time-to-live of {ttl:?} is over the limit of {limit:?}")]
     TtlTooLong { ttl: Duration, limit: Duration },
-    #[error("what was loaded began before an invalidation and is not stored")]
-    Invalidated,
+    #[error("what was loaded is older than an invalidation, a removal or a value of its key")]
+    Superseded,
     #[error("cannot {operation} the snapshot{}: {cause}", named(path))]
     SnapshotIo { operation: &'static str, path: String, cause: Arc<std::io::Error> },
     #[error("this is no snapshot of an embedding cache{}", named(path))]
@@ -101,8 +107,6 @@ pub(crate) enum ErrorKind {
     #[cfg(feature = "tier")]
     #[error("not invalidated in the second tier: {cause}")]
     TierFailed { cause: Arc<crate::tier::TierError> },
-    #[error("the key has a value already")]
-    Present,
     #[error("a time-to-idle of {tti:?} is over the limit of {limit:?}")]
     TtiTooLong { tti: Duration, limit: Duration },
     #[error("a time-to-idle of 0 would serve nothing; it is more than that")]
@@ -203,6 +207,21 @@ impl CacheError {
         matches!(self.0.kind, ErrorKind::WrongCount { .. })
     }
 
+    /// The model call took longer than
+    /// [`load_timeout`](crate::EmbeddingCacheBuilder::load_timeout) and was ended: nothing of it is
+    /// stored. A caller's own deadline is [`is_timeout`](Self::is_timeout).
+    #[must_use]
+    pub fn is_load_timeout(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::CallTimeout { .. })
+    }
+
+    /// A load asked, inside itself, for a key that is being loaded by a call which waits for this
+    /// load, directly or through others: none of them would ever have ended.
+    #[must_use]
+    pub fn is_recursive(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Recursive)
+    }
+
     /// As many keys as the cache allows are being loaded, or the queue before a model is full. Worth
     /// another try later.
     #[must_use]
@@ -261,14 +280,9 @@ impl CacheError {
         matches!(self.0.kind, ErrorKind::TtlTooLong { .. } | ErrorKind::TtiTooLong { .. })
     }
 
-    /// Something was invalidated while the value was being loaded.
-    pub(crate) fn is_invalidated(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::Invalidated)
-    }
-
-    /// The key has a value that was to stay.
-    pub(crate) fn is_present(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::Present)
+    /// Something newer came while the value was being loaded.
+    pub(crate) fn is_superseded(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::Superseded)
     }
 
     /// The second tier could not do what it was asked to; the

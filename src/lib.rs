@@ -74,6 +74,7 @@ mod hasher;
 mod sharded;
 mod stats;
 mod sync;
+mod timer;
 mod vector;
 
 #[cfg(feature = "tier")]

@@ -29,7 +29,6 @@ mod imp {
 #[cfg(not(shuttle))]
 pub(crate) mod task {
     use std::future::Future;
-    use std::time::Duration;
 
     use tokio::runtime::Handle;
 
@@ -48,18 +47,11 @@ pub(crate) mod task {
             drop(self.0.spawn(task));
         }
     }
-
-    /// Whether `future` is done within `time`; dropped if not. Panics in a runtime without timers.
-    pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> bool {
-        tokio::time::timeout(time, future).await.is_ok()
-    }
 }
 
 #[cfg(shuttle)]
 pub(crate) mod task {
-    use std::future::{Future, poll_fn};
-    use std::pin::pin;
-    use std::task::Poll;
+    use std::future::Future;
     use std::time::Duration;
 
     #[derive(Debug)]
@@ -75,21 +67,6 @@ pub(crate) mod task {
         pub(crate) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
             drop(shuttle::future::spawn(task));
         }
-    }
-
-    /// How often the future is polled before its time counts as over; shuttle has no clock.
-    const POLLS: usize = 20;
-
-    pub(crate) async fn within<T>(_: Duration, future: impl Future<Output = T>) -> bool {
-        let mut future = pin!(future);
-        for _ in 0..POLLS {
-            let ready = poll_fn(|cx| Poll::Ready(future.as_mut().poll(cx).is_ready())).await;
-            if ready {
-                return true;
-            }
-            shuttle::future::yield_now().await;
-        }
-        false
     }
 }
 
@@ -180,5 +157,10 @@ mod imp {
         shuttle::thread::yield_now();
     }
 }
+
+#[cfg(shuttle)]
+pub(crate) use shuttle::thread_local;
+#[cfg(not(shuttle))]
+pub(crate) use std::thread_local;
 
 pub(crate) use imp::*;

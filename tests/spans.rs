@@ -17,7 +17,8 @@ use embedding_cache::EmbeddingCache;
 use scripted::{key, run, scripted};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
-use tracing::{Event, Metadata, Subscriber};
+use tracing::{Event, Instrument, Metadata, Subscriber};
+use tracing_core::span::Current;
 
 /// Every span and event, with its fields; and whether a span is entered.
 #[derive(Clone, Default)]
@@ -25,6 +26,11 @@ struct Seen {
     spans: Arc<Mutex<Vec<String>>>,
     events: Arc<Mutex<Vec<String>>>,
     ids: Arc<AtomicU64>,
+    /// Of each span, the parent that it was given.
+    parents: Arc<Mutex<Vec<Option<Id>>>>,
+    metadata: Arc<Mutex<Vec<&'static Metadata<'static>>>>,
+    /// Those entered, the innermost last.
+    current: Arc<Mutex<Vec<Id>>>,
     entered: Arc<AtomicU64>,
 }
 
@@ -48,6 +54,8 @@ impl Subscriber for Seen {
         let mut fields = Fields(span.metadata().name().to_string());
         span.record(&mut fields);
         self.spans.lock().unwrap().push(fields.0);
+        self.parents.lock().unwrap().push(span.parent().cloned());
+        self.metadata.lock().unwrap().push(span.metadata());
         Id::from_u64(self.ids.fetch_add(1, SeqCst) + 1)
     }
 
@@ -61,11 +69,23 @@ impl Subscriber for Seen {
         self.events.lock().unwrap().push(fields.0);
     }
 
-    fn enter(&self, _: &Id) {
+    fn current_span(&self) -> Current {
+        match self.current.lock().unwrap().last() {
+            Some(id) => {
+                let metadata = self.metadata.lock().unwrap()[id.into_u64() as usize - 1];
+                Current::new(id.clone(), metadata)
+            }
+            None => Current::none(),
+        }
+    }
+
+    fn enter(&self, id: &Id) {
+        self.current.lock().unwrap().push(id.clone());
         self.entered.fetch_add(1, SeqCst);
     }
 
-    fn exit(&self, _: &Id) {
+    fn exit(&self, id: &Id) {
+        assert_eq!(self.current.lock().unwrap().pop().as_ref(), Some(id));
         self.entered.fetch_sub(1, SeqCst);
     }
 }
@@ -112,6 +132,23 @@ fn a_model_runs_inside_its_span_and_who_waits_does_not() {
         };
         assert_eq!(cache.get_or_embed(key(1), inside).await.unwrap(), [1.0, 1.0]);
         assert_eq!(seen.entered.load(SeqCst), 0);
+    });
+    drop(subscribed);
+}
+
+/// A call runs in a task that knows of no span: it has that of the caller which claimed its keys.
+#[test]
+fn the_parent_of_an_owned_call_is_the_span_of_its_caller() {
+    let seen = Seen::default();
+    let subscribed = tracing::subscriber::set_default(seen.clone());
+    let cache = EmbeddingCache::builder().max_entries(5).build().unwrap();
+    run(async {
+        let request = tracing::info_span!(target: "embedding_cache", "request");
+        let parent = request.id();
+        assert!(parent.is_some());
+        cache.get_or_embed(key(1), async || [1.0]).instrument(request).await.unwrap();
+        cache.get_or_embed(key(2), async || [1.0]).await.unwrap();
+        assert_eq!(*seen.parents.lock().unwrap(), [None, parent, None]);
     });
     drop(subscribed);
 }

@@ -205,8 +205,9 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// # }).unwrap();
     /// ```
     pub async fn remove(&self, key: &K) -> Option<EmbeddingVector> {
-        let Inner { core, waiters, .. } = &*self.inner;
+        let Inner { core, waiters, inflight, .. } = &*self.inner;
         let probe = key.probe();
+        inflight.supersede(&probe);
         let removed = waiters.until(None, |slice| core.remove_slice(&probe, slice)).await;
         removed.flatten().map(|components| self.inner.vector(components))
     }
@@ -244,6 +245,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             Ok(stored) => stored,
             Err(error) => return Err(error.giving_back(vector)),
         };
+        self.inner.inflight.supersede(&key.probe());
         let mut entry = Some((stored, vector.into_shared()));
         // No closure: it would be given the entry where all goes well, too.
         match self.inner.core.insert_entry(&mut entry) {
@@ -275,58 +277,22 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         &self,
         key: &K,
         vector: EmbeddingVector,
-        terms: Terms,
+        terms: Terms<'static>,
         limit: Option<Duration>,
     ) -> ControlFlow<Put, Pin<Box<impl Future<Output = Put>>>> {
         let stored = match self.admit(key, &vector) {
             Ok(stored) => stored,
             Err(error) => return Break(Err(error.giving_back(vector))),
         };
+        self.inner.inflight.supersede(&key.probe());
         let mut entry = Some((stored, vector.into_shared()));
         match self.inner.core.insert_at_once(&mut entry, terms) {
             Ok(()) => Break(Ok(())),
             Err(error) if error.is_timeout() || error.is_contended() => {
-                Continue(Box::pin(self.put_until(entry, terms, limit)))
+                Continue(Box::pin(self.inner.insert_until(entry, terms, limit)))
             }
-            Err(error) => Break(Err(self.refused(error, entry))),
+            Err(error) => Break(Err(self.inner.refused(error, entry))),
         }
-    }
-
-    /// The other tries.
-    async fn put_until(
-        &self,
-        mut entry: Entry<K>,
-        terms: Terms,
-        limit: Option<Duration>,
-    ) -> Result<(), CacheError> {
-        let Inner { core, waiters, .. } = &*self.inner;
-        let mut contended = 0;
-        let attempt = |slice| match core.insert_slice(&mut entry, terms, slice) {
-            Ok(()) => Some(Ok(())),
-            Err(error) => {
-                contended += u32::from(error.is_contended());
-                let again = error.is_timeout() || error.is_contended() && contended < CONTENDED;
-                (!again).then_some(Err(error))
-            }
-        };
-        match waiters.until_not_at_once(limit, attempt).await {
-            Some(Ok(())) => Ok(()),
-            Some(Err(error)) => Err(self.refused(error, entry)),
-            None => {
-                let waited = limit.unwrap_or(Duration::MAX);
-                let error = ErrorKind::Timeout { operation: "put", waited }.into();
-                Err(self.refused(error, entry))
-            }
-        }
-    }
-
-    /// Counts a put that failed, and gives the vector back.
-    #[cold]
-    fn refused(&self, error: CacheError, entry: Entry<K>) -> CacheError {
-        if let Some((stored, _)) = &entry {
-            self.inner.core.count_refusal(stored, &error);
-        }
-        give_back(error, entry)
     }
 
     /// The stored form of a key, if that and `vector` may be stored.
@@ -346,6 +312,60 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     fn not_admitted(&self, key: &K, error: CacheError) -> CacheError {
         self.inner.core.count_refusal(&key.probe(), &error);
         error
+    }
+}
+
+impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
+    /// Stores an entry that was admitted; waits for locks at most `limit`.
+    pub(super) async fn insert(
+        &self,
+        mut entry: Entry<K>,
+        terms: Terms<'_>,
+        limit: Option<Duration>,
+    ) -> Put {
+        match self.core.insert_at_once(&mut entry, terms) {
+            Ok(()) => Ok(()),
+            Err(error) if error.is_timeout() || error.is_contended() => {
+                self.insert_until(entry, terms, limit).await
+            }
+            Err(error) => Err(self.refused(error, entry)),
+        }
+    }
+
+    /// The tries after the first.
+    async fn insert_until(
+        &self,
+        mut entry: Entry<K>,
+        terms: Terms<'_>,
+        limit: Option<Duration>,
+    ) -> Put {
+        let mut contended = 0;
+        let attempt = |slice| match self.core.insert_slice(&mut entry, terms, slice) {
+            Ok(()) => Some(Ok(())),
+            Err(error) => {
+                contended += u32::from(error.is_contended());
+                let again = error.is_timeout() || error.is_contended() && contended < CONTENDED;
+                (!again).then_some(Err(error))
+            }
+        };
+        match self.waiters.until_not_at_once(limit, attempt).await {
+            Some(Ok(())) => Ok(()),
+            Some(Err(error)) => Err(self.refused(error, entry)),
+            None => {
+                let waited = limit.unwrap_or(Duration::MAX);
+                let error = ErrorKind::Timeout { operation: "put", waited }.into();
+                Err(self.refused(error, entry))
+            }
+        }
+    }
+
+    /// Counts an insert that failed, and gives the vector back.
+    #[cold]
+    fn refused(&self, error: CacheError, entry: Entry<K>) -> CacheError {
+        if let Some((stored, _)) = &entry {
+            self.core.count_refusal(stored, &error);
+        }
+        give_back(error, entry)
     }
 }
 

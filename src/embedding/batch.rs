@@ -93,6 +93,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             let vector = vector.into();
             match self.admit(&key, &vector) {
                 Ok(stored) => {
+                    self.inner.inflight.supersede(&key.probe());
                     positions.push(results.len());
                     admitted.push((stored, vector.into_shared()));
                     results.push(Ok(()));
@@ -113,7 +114,7 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
     pub(super) async fn insert_all(
         &self,
         entries: Vec<(Stored<K>, Components)>,
-        terms: Terms,
+        terms: Terms<'static>,
     ) -> Vec<Result<(), CacheError>> {
         let mut insert = self.core.start_insert_many(entries, terms);
         let mut steps = 0_u64;

@@ -8,10 +8,9 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
-// The clock of the timers, not the system's: where they are paused, so is it.
-use tokio::time::Instant;
 
 use crate::error::{CacheError, ErrorKind};
+use crate::timer::{Instant, within};
 use crate::vector::EmbeddingVector;
 
 use super::load::call::{catching, message};
@@ -308,10 +307,6 @@ impl BatcherBuilder {
     /// # Errors
     ///
     /// [`CacheError::is_configuration`] outside a tokio runtime, or if a limit is 0.
-    ///
-    /// # Panics
-    ///
-    /// In a runtime without timers, if there is a delay.
     pub fn build<T, F, Fut>(self, embed: F) -> Result<Batcher<T>, CacheError>
     where
         T: Send + 'static,
@@ -329,10 +324,6 @@ impl BatcherBuilder {
         }
         let runtime =
             Handle::try_current().map_err(|_| ErrorKind::NoRuntime { what: "a batcher" })?;
-        if self.max_delay > Duration::ZERO {
-            // Here, where the caller sees it, and not in the task: that there are timers.
-            drop(tokio::time::sleep(Duration::ZERO));
-        }
         let (sender, queue) = mpsc::channel(self.max_queue.min(Semaphore::MAX_PERMITS));
         let calls = Arc::new(Semaphore::new(self.max_concurrent.min(Semaphore::MAX_PERMITS)));
         runtime.spawn(Worker { queue, settings: self, calls, embed }.run());
@@ -392,7 +383,7 @@ where
                     if left == Duration::ZERO {
                         None
                     } else {
-                        tokio::time::timeout(left, self.queue.recv()).await.ok().flatten()
+                        within(left, self.queue.recv()).await.flatten()
                     }
                 }
             };

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::error::CacheError;
+use crate::error::{CacheError, ErrorKind};
 use crate::hasher::DefaultHashBuilder;
 use crate::sharded::{
     Clock, EvictionPolicy, MemoryPressure, RemovalCause, ShardedCacheBuilder, default_shards,
@@ -56,6 +56,7 @@ pub(super) struct Loading {
     pub(super) max_batch: usize,
     pub(super) max_in_flight: usize,
     pub(super) max_concurrent: usize,
+    pub(super) load_timeout: Option<Duration>,
     pub(super) stale_while_revalidate: Duration,
     pub(super) stale_if_error: Duration,
 }
@@ -66,6 +67,7 @@ impl Default for Loading {
             max_batch: 64,
             max_in_flight: 1 << 16,
             max_concurrent: 256,
+            load_timeout: None,
             stale_while_revalidate: Duration::ZERO,
             stale_if_error: Duration::ZERO,
         }
@@ -240,8 +242,9 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
         Self { loading: Loading { max_in_flight: keys, ..self.loading }, ..self }
     }
 
-    /// The most calls of loads' closures that run at the same time; more wait for their turn. The
-    /// default is 256; 0 counts as 1. A model that takes one call at a time is better served by a
+    /// The most calls of loads' closures that run at the same time; more wait for their turn. A load
+    /// inside another does not wait, so this counts the outermost ones. The default is 256; 0 counts
+    /// as 1. A model that takes one call at a time is better served by a
     /// [`Batcher`](crate::Batcher), which gathers what waits.
     ///
     /// ```
@@ -250,9 +253,35 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     /// # Ok::<(), embedding_cache::CacheError>(())
     /// ```
     pub fn max_concurrent_loads(self, calls: usize) -> Self {
-        // As many permits as a semaphore can count.
-        let calls = calls.clamp(1, tokio::sync::Semaphore::MAX_PERMITS);
-        Self { loading: Loading { max_concurrent: calls, ..self.loading }, ..self }
+        Self { loading: Loading { max_concurrent: calls.max(1), ..self.loading }, ..self }
+    }
+
+    /// How long a call of a load's closure may take, from when its first key was claimed, waiting for
+    /// its turn included. Then its future is dropped, its keys can be loaded anew, and those that wait
+    /// get an error ([`CacheError::is_load_timeout`]). The default is no limit.
+    ///
+    /// **A server should set this**, well over what a slow call of its model takes: without it a call
+    /// that never ends keeps its keys and its turn for ever, and as many of them as
+    /// [`max_concurrent_loads`](Self::max_concurrent_loads) end all loading. A call whose poll blocks
+    /// its thread cannot be ended; those that wait for it get the error all the same.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::builder()
+    ///     .max_entries(100)
+    ///     .load_timeout(Duration::from_millis(5))
+    ///     .build()?;
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// let hangs = || std::future::pending::<Vec<f32>>();
+    /// assert!(cache.get_or_embed(&key, hangs).await.unwrap_err().is_load_timeout());
+    /// assert_eq!(cache.get_or_embed(&key, || async { [0.6, 0.8] }).await?, [0.6, 0.8]);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub fn load_timeout(self, limit: Duration) -> Self {
+        Self { loading: Loading { load_timeout: Some(limit), ..self.loading }, ..self }
     }
 
     /// For how long past its time-to-live a vector is still served by `get_or_embed` while a fresh
@@ -316,7 +345,7 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     /// like ask it for what they miss before they call a model, and what a model answers, or a put
     /// stores, is written to it in the background. See the module [`tier`](crate::tier).
     ///
-    /// Needs a tokio runtime with timers wherever the cache is used; a put from a thread outside one
+    /// Needs a tokio runtime wherever the cache is used; a put from a thread outside one
     /// uses the runtime that this is called in, or that another operation was called in before.
     #[cfg(feature = "tier")]
     pub fn tier(self, tier: impl Into<super::tier::SecondTier>) -> Self {
@@ -362,8 +391,11 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     /// # Errors
     ///
     /// [`CacheError::is_configuration`] if no limit is set or the number of shards is 0 or over
-    /// 65,536; [`CacheError::is_invalid_ttl`] if the time-to-live is over 292 years.
+    /// 65,536, or if the load timeout is zero; [`CacheError::is_invalid_ttl`] if the time-to-live is over 292 years.
     pub fn build(self) -> Result<EmbeddingCache<K, S>, CacheError> {
+        if self.loading.load_timeout == Some(Duration::ZERO) {
+            return Err(ErrorKind::Zero { what: "the longest that a load may take" }.into());
+        }
         let mut core = self.core;
         if let Some(max) = self.max_entries {
             core = core.max_entries(max);

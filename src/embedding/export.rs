@@ -105,7 +105,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         if run.admitted.is_empty() {
             return;
         }
-        let terms = Terms { time_to_live: run.life, ..Terms::default() };
+        let terms = Terms { time_to_live: run.life, condition: None };
         let stored = self.inner.insert_all(std::mem::take(&mut run.admitted), terms).await;
         for (position, result) in run.positions.drain(..).zip(stored) {
             results[position] = result;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
-use tokio::time::MissedTickBehavior;
 
 use crate::error::{CacheError, ErrorKind};
 use crate::sharded::Step;
+use crate::timer::Interval;
 use crate::vector::EmbeddingVector;
 
 use super::key::form::{ModelName, TenantName};
@@ -100,8 +100,8 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// [`ContentKey`](crate::ContentKey) that was made for it.
     ///
     /// Goes through everything, under the write lock of one shard at a time for at most 64 entries;
-    /// yields to other tasks in between. What was being loaded when this began, of any model, is
-    /// delivered but not stored.
+    /// yields to other tasks in between. What was being loaded of this model when it began is
+    /// delivered to those that asked before, but not stored; loads of other models are not touched.
     ///
     /// # Cancel safety
     ///
@@ -119,7 +119,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     pub async fn invalidate_model(&self, model: &str) -> usize {
         let model = ModelName::new(model);
-        self.inner.remove_if(|key, _| K::belongs_to_model(key, &model)).await
+        self.inner.remove_named(|key| K::belongs_to_model(key, &model)).await
     }
 
     /// Removes the embeddings of a tenant and returns how many those were: of keys that a
@@ -144,14 +144,18 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     pub async fn invalidate_tenant(&self, tenant: &str) -> usize {
         let tenant = TenantName::new(tenant);
-        self.inner.remove_if(|key, _| K::belongs_to_tenant(key, &tenant)).await
+        self.inner.remove_named(|key| K::belongs_to_tenant(key, &tenant)).await
     }
 
     /// Removes the live entries for which `predicate` holds and returns how many it removed
     /// (expired ones that it came by among them).
     ///
     /// **`predicate` runs under the write lock of a shard**, for up to 64 entries a lock hold; it
-    /// must not use this cache. Allocates a key for each entry that it is shown. Otherwise as
+    /// must not use this cache. Allocates a key for each entry that it is shown.
+    ///
+    /// It is asked about each key that is being loaded as well, before anything else and with no lock
+    /// held. There is no vector of it yet, so it is shown an empty one: where the predicate looks at
+    /// the vector, let it hold for one of 0 dimensions if no load under way may be stored. Otherwise as
     /// [`invalidate_model`](Self::invalidate_model).
     ///
     /// # Cancel safety
@@ -172,17 +176,26 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
         &self,
         mut predicate: impl FnMut(&K, &EmbeddingVector) -> bool,
     ) -> usize {
-        self.inner
-            .remove_if(|key, components| {
-                predicate(&K::from_stored(key), &self.inner.vector(components.clone()))
-            })
-            .await
+        self.inner.eras.end();
+        self.supersede_if(&mut predicate);
+        let predicate = |key: &Stored<K>, components: &Components| {
+            predicate(&K::from_stored(key), &self.inner.vector(components.clone()))
+        };
+        self.inner.remove_if(predicate).await
+    }
+
+    /// Supersedes the loads of the keys that `predicate` holds for. There is no vector to show it yet.
+    fn supersede_if(&self, mut predicate: impl FnMut(&K, &EmbeddingVector) -> bool) {
+        let none = EmbeddingVector::empty();
+        self.inner.inflight.supersede_if(|key| predicate(&K::from_stored(key), &none));
     }
 
     /// Keeps the live entries for which `keep` holds, removes the others, and returns how many it
     /// removed.
     ///
-    /// **`keep` runs under the write lock of a shard**, for up to 64 entries a lock hold. Not
+    /// **`keep` runs under the write lock of a shard**, for up to 64 entries a lock hold. It is asked
+    /// about each key that is being loaded as well, first and with no lock held, with an empty vector,
+    /// as there is none yet: what it does not keep is delivered but not stored. Not
     /// async: goes through everything, so on a large cache call it from
     /// [`spawn_blocking`](tokio::task::spawn_blocking). Allocates a key for each entry.
     ///
@@ -197,6 +210,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// # }).unwrap();
     /// ```
     pub fn retain(&self, mut keep: impl FnMut(&K, &EmbeddingVector) -> bool) -> usize {
+        self.supersede_if(|key, vector| !keep(key, vector));
         self.inner.core.retain(|key, components| {
             keep(&K::from_stored(key), &self.inner.vector(components.clone()))
         })
@@ -219,10 +233,6 @@ where
     ///
     /// [`CacheError::is_configuration`] outside a tokio runtime, or if `interval` is zero.
     ///
-    /// # Panics
-    ///
-    /// In a runtime without timers.
-    ///
     /// ```
     /// # use std::time::Duration;
     /// # use embedding_cache::EmbeddingCache;
@@ -238,10 +248,7 @@ where
         }
         let runtime =
             Handle::try_current().map_err(|_| ErrorKind::NoRuntime { what: "a cleanup" })?;
-        // Longer ones overflow the timers.
-        let interval = interval.min(LONGEST_INTERVAL);
-        let mut ticks = tokio::time::interval_at(tokio::time::Instant::now() + interval, interval);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticks = Interval::new(interval);
         let cache = Arc::downgrade(&self.inner);
         let task = runtime.spawn(async move {
             loop {
@@ -257,9 +264,6 @@ where
         Ok(CleanupHandle { task: task.abort_handle() })
     }
 }
-
-/// Ten years.
-const LONGEST_INTERVAL: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
 #[cfg(feature = "metrics")]
 impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
@@ -296,17 +300,24 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
 
 impl<K: EmbeddingKey, S> Inner<K, S> {
     pub(super) async fn invalidate_all(&self) -> usize {
+        self.eras.end();
         let mut invalidation = self.core.start_invalidation();
+        // What is being loaded is not stored from this instant on; now its calls are told, so that
+        // those end for which nobody waits.
+        self.inflight.supersede_if(|_| true);
         let removed = self.sweep(|slice| invalidation.step_slice(slice)).await;
         invalidation.end();
         removed
     }
 
-    pub(super) async fn remove_if(
-        &self,
-        mut predicate: impl FnMut(&Stored<K>, &Components) -> bool,
-    ) -> usize {
-        self.core.begin_invalidation();
+    /// Removes the entries whose keys `names` holds for, and supersedes the loads of such keys.
+    pub(super) async fn remove_named(&self, names: impl Fn(&Stored<K>) -> bool) -> usize {
+        self.eras.end();
+        self.inflight.supersede_if(&names);
+        self.remove_if(|key, _| names(key)).await
+    }
+
+    async fn remove_if(&self, mut predicate: impl FnMut(&Stored<K>, &Components) -> bool) -> usize {
         let mut retain = self.core.start_retain(|key, components| !predicate(key, components));
         let removed = self.sweep(|slice| retain.step_slice(slice)).await;
         retain.end();

@@ -10,6 +10,7 @@ mod admission;
 mod batch;
 mod batcher;
 mod builder;
+mod era;
 mod export;
 mod key;
 mod load;
@@ -23,8 +24,6 @@ mod wait;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-
-use tokio::sync::Semaphore;
 
 use crate::hasher::DefaultHashBuilder;
 use crate::sharded::{EvictionPolicy, MemoryPressure, ShardedCache};
@@ -43,7 +42,7 @@ pub use snapshot::{Snapshot, SnapshotLoad, SnapshotProgress, SnapshotReport};
 use admission::Admission;
 use builder::Loading;
 use key::form::Form;
-use load::Flights;
+use load::{Inflight, Permits};
 use observe::Observer;
 use wait::Waiters;
 
@@ -121,13 +120,16 @@ struct Inner<K: EmbeddingKey, S> {
     waiters: Waiters,
     admission: Admission,
     /// The keys that are being loaded: only those, never a vector that is stored.
-    flights: Flights<Stored<K>>,
-    /// The calls of loads that may still begin.
-    calls: Semaphore,
+    inflight: Inflight<Stored<K>>,
+    /// How many calls of loads may still begin.
+    permits: Arc<Permits>,
     max_batch: usize,
+    load_timeout: Option<Duration>,
     stale_while_revalidate: Duration,
     stale_if_error: Duration,
     observer: Observer,
+    /// For what is read elsewhere.
+    eras: era::Eras,
     #[cfg(feature = "tier")]
     tier: Option<Arc<tier::Guard<K>>>,
 }
@@ -197,12 +199,14 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
             core,
             waiters: Waiters::default(),
             admission,
-            flights: Flights::new(loading.max_in_flight),
-            calls: Semaphore::new(loading.max_concurrent),
+            inflight: Inflight::new(loading.max_in_flight),
+            permits: Arc::new(Permits::new(loading.max_concurrent)),
             max_batch: loading.max_batch,
+            load_timeout: loading.load_timeout,
             stale_while_revalidate: loading.stale_while_revalidate,
             stale_if_error: loading.stale_if_error,
             observer: Observer::new(name),
+            eras: era::Eras::default(),
             #[cfg(feature = "tier")]
             tier: tier.map(|tier| Arc::new(tier::Guard::new(tier, name))),
         };
@@ -257,7 +261,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
             shards: core.shards(),
             created_at: core.created_at(),
             taken_at: core.wall_time(),
-            keys_in_flight: self.inner.flights.len(),
+            keys_in_flight: self.inner.inflight.len(),
             stats: self.stats(),
         }
     }

@@ -11,6 +11,25 @@ use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::load::Answer;
 
+/// The span in which a load was asked for: its call may run in a task that knows of none.
+#[derive(Debug, Clone)]
+#[cfg(feature = "tracing")]
+pub(super) struct Parent(tracing::Span);
+
+#[derive(Debug, Clone)]
+#[cfg(not(feature = "tracing"))]
+pub(super) struct Parent;
+
+impl Parent {
+    /// That of the code which calls this.
+    pub(super) fn current() -> Self {
+        #[cfg(feature = "tracing")]
+        return Self(tracing::Span::current());
+        #[cfg(not(feature = "tracing"))]
+        Self
+    }
+}
+
 /// Counts of loads. Orderings: relaxed, a count speaks of nothing but itself.
 #[derive(Debug, Default)]
 pub(super) struct Observer {
@@ -53,20 +72,22 @@ impl Observer {
         let _ = took;
     }
 
-    /// The span around a model call for `items` keys.
+    /// The span around a model call for `items` keys, inside `parent`.
     #[cfg(feature = "tracing")]
     pub(super) fn span<F: Future>(
         &self,
         items: usize,
+        parent: Parent,
         load: F,
     ) -> impl Future<Output = F::Output> + use<F> {
         use tracing::Instrument;
-        load.instrument(tracing::info_span!("embed", cache = &*self.name, items))
+        let span = tracing::info_span!(parent: parent.0.id(), "embed", cache = &*self.name, items);
+        load.instrument(span)
     }
 
     #[cfg(not(feature = "tracing"))]
     #[allow(clippy::unused_self)]
-    pub(super) fn span<F: Future>(&self, _items: usize, load: F) -> F {
+    pub(super) fn span<F: Future>(&self, _items: usize, _parent: Parent, load: F) -> F {
         load
     }
 

@@ -62,7 +62,7 @@ where
     pub(crate) fn start_insert_many<I>(
         &self,
         entries: I,
-        terms: Terms,
+        terms: Terms<'static>,
     ) -> InsertMany<'_, K, V, S, I::IntoIter>
     where
         I: IntoIterator<Item = (K, V)>,
@@ -96,7 +96,7 @@ enum Pending<'a, K, V> {
 /// entries.
 pub(crate) struct InsertMany<'a, K, V, S, I> {
     cache: &'a ShardedCache<K, V, S>,
-    terms: Terms,
+    terms: Terms<'static>,
     entries: Fuse<I>,
     /// In the order given.
     group: Vec<Pending<'a, K, V>>,
@@ -202,7 +202,7 @@ where
         let Pending::Entry(at, _) = group[usize::from(first)] else { return Progress::Some };
         // Read now: the group may have waited for other locks.
         let (now, written) = cache.now_for_writing();
-        let mut put = cache.start_put(at, now, terms.epoch);
+        let mut put = cache.start_put(at, now, terms.condition);
         let done = cache.change(at.shard, patience, farewell, |table, gone| {
             let mut done = *next;
             for &place in &order[*next..end] {
@@ -233,7 +233,7 @@ where
             if let Some(newcomer) = newcomer {
                 (newcomer.ticket.now, newcomer.ticket.written) = (now, written);
             }
-            let mut put = cache.start_put(*at, now, terms.epoch);
+            let mut put = cache.start_put(*at, now, terms.condition);
             let outcome = cache.carry_out(&mut put, newcomer, farewell, patience);
             drop(put);
             match outcome {

@@ -23,7 +23,7 @@
 //!
 //! A loader that asks the source before an invalidation and inserts after it would bring back what
 //! was just invalidated. So it notes the epoch before it asks, and gives it to its insert
-//! ([`Terms::epoch`](super::Terms)), which is refused if the epoch has changed. Every invalidation
+//! ([`Condition::epoch`](super::Condition)), which is refused if the epoch has changed. Every invalidation
 //! adds one to the epoch *before* it touches any shard, and the insert compares under the write lock
 //! of its shard. By cases, for an insert whose epoch was read before the addition:
 //!
@@ -50,6 +50,7 @@ use super::farewell::{Farewell, Gone, Leaving};
 use super::shard::{Courteous, Once, Patience, Shard, Unlimited, Until};
 use super::sweep::Step;
 use super::table::Table;
+use super::write::Condition;
 
 impl<K, V, S> ShardedCache<K, V, S> {
     /// Removes everything that was stored before, and returns how many entries it removed.
@@ -119,7 +120,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
         self.retain(|key, value| !predicate(key, value))
     }
 
-    /// How often anything was invalidated; for [`Terms::epoch`](super::Terms).
+    /// How often anything was invalidated; for [`Condition::epoch`](super::Condition).
     pub(crate) fn epoch(&self) -> u64 {
         self.epoch.load(Acquire)
     }
@@ -131,9 +132,10 @@ impl<K, V, S> ShardedCache<K, V, S> {
         self.epoch.fetch_add(1, AcqRel);
     }
 
-    /// Whether what was loaded in `epoch` must not be stored. Under the write lock of the shard.
-    pub(super) fn is_past(&self, epoch: u64) -> bool {
-        self.epoch.load(Relaxed) != epoch
+    /// Whether something newer came than what is to be stored. Under the write lock of the shard.
+    pub(super) fn is_past(&self, condition: Condition<'_>) -> bool {
+        self.epoch.load(Relaxed) != condition.epoch
+            || condition.superseded.is_some_and(|superseded| superseded.load(Relaxed))
     }
 
     /// Invalidates everything in an instant, and returns the sweep that gives memory back, which the
@@ -194,10 +196,11 @@ where
 
     #[doc(hidden)]
     pub fn insert_in_epoch(&self, key: K, value: V, epoch: u64) -> bool {
-        let terms = super::Terms { epoch: Some(epoch), ..super::Terms::default() };
+        let condition = Condition { epoch, superseded: None };
+        let terms = super::Terms { condition: Some(condition), ..super::Terms::default() };
         match self.insert_uncounted(&mut Some((key, value)), terms, Unlimited) {
             Ok(()) => true,
-            Err(error) if error.is_invalidated() => false,
+            Err(error) if error.is_superseded() => false,
             Err(error) => panic!("{error}"),
         }
     }

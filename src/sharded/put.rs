@@ -31,6 +31,7 @@ use super::index::SlotHash;
 use super::policy::Leave;
 use super::shard::{Once, Patience, Shard};
 use super::table::{Entry, State, Table, Ticket, Verdict};
+use super::write::Condition;
 use super::{Place, RemovalCause, ShardedCache};
 
 /// Entries that leave under one lock hold at most.
@@ -43,14 +44,12 @@ const WAITS: u32 = 24;
 pub(super) struct Put<'a, K, V> {
     pub(super) at: Place<'a, K, V>,
     now: Stamp,
-    /// See [`Terms::epoch`](super::write::Terms::epoch).
-    epoch: Option<u64>,
+    /// See [`Terms::condition`](super::write::Terms::condition).
+    condition: Option<Condition<'a>>,
     pub(super) reservation: Reservation<'a>,
     /// Whether shards that hold less than their share must give as well.
     desperate: bool,
-    /// Whether a fresh value of the key stays; see `insert_absent.rs`.
-    pub(super) only_absent: bool,
-    /// Whether nobody may leave for it.
+    /// Whether nobody may leave for it; see `insert_free.rs`.
     pub(super) only_free_room: bool,
 }
 
@@ -82,10 +81,8 @@ pub(super) enum AtOnce {
 pub(super) enum Hurdle {
     /// It needs this much beyond what could be freed there.
     NoRoom(Amount),
-    /// Something was invalidated since its value was loaded.
-    Invalidated,
-    /// The key has a fresh value, which is to stay.
-    Present,
+    /// Something newer came since its value was loaded.
+    Superseded,
 }
 
 impl<K, V, S> ShardedCache<K, V, S>
@@ -157,7 +154,7 @@ where
         at: Place<'_, K, V>,
         new: &mut Option<(K, V)>,
         ticket: Ticket,
-        epoch: Option<u64>,
+        condition: Option<Condition<'_>>,
         gone: &mut Option<(K, V, RemovalCause)>,
         patience: P,
     ) -> AtOnce {
@@ -166,7 +163,7 @@ where
             let Some((key, value)) = new else { return AtOnce::Left };
             // Acquire: see the head of `invalidate.rs`, case 4.
             let is_outdated = table.generation() != self.generation.load(Acquire);
-            if is_outdated || epoch.is_some_and(|epoch| self.is_past(epoch)) {
+            if is_outdated || condition.is_some() {
                 return AtOnce::Left;
             }
             let counters = &at.shard.counters;
@@ -228,15 +225,14 @@ where
         &'a self,
         at: Place<'a, K, V>,
         now: Stamp,
-        epoch: Option<u64>,
+        condition: Option<Condition<'a>>,
     ) -> Put<'a, K, V> {
         Put {
             at,
             now,
-            epoch,
+            condition,
             reservation: Reservation::new(&self.budget),
             desperate: false,
-            only_absent: false,
             only_free_room: false,
         }
     }
@@ -263,8 +259,7 @@ where
             };
             let need = match attempt {
                 Ok(()) => return Ok(()),
-                Err(Hurdle::Invalidated) => return Err(ErrorKind::Invalidated),
-                Err(Hurdle::Present) => return Err(ErrorKind::Present),
+                Err(Hurdle::Superseded) => return Err(ErrorKind::Superseded),
                 Err(Hurdle::NoRoom(need)) => need,
             };
             if put.only_free_room {
@@ -302,16 +297,16 @@ where
         let Some(new) = newcomer else { return Ok(()) };
         // Before room is made: an entry that is not to be stored evicts nobody. An invalidation
         // that begins after this has its sweep come to this shard after this lock hold.
-        if put.epoch.is_some_and(|epoch| self.is_past(epoch)) {
-            return Err(Hurdle::Invalidated);
+        if put.condition.is_some_and(|condition| self.is_past(condition)) {
+            return Err(Hurdle::Superseded);
         }
         let counters = &put.at.shard.counters;
         let ticket = new.ticket;
         let found = table.find(ticket.hash, &new.key);
-        if put.only_absent
+        if put.condition.is_some_and(|condition| condition.superseded.is_some())
             && found.is_some_and(|(id, entry)| table.state(id, entry, put.now) == State::Fresh)
         {
-            return Err(Hurdle::Present);
+            return Err(Hurdle::Superseded);
         }
         let found = found.map(|(id, entry)| (id, !table.is_dead(id, entry, put.now), entry.weight));
         let old = found.filter(|&(_, alive, _)| alive);

@@ -176,7 +176,10 @@ fn terms_give_an_entry_its_own_life_and_bind_it_to_an_epoch() {
         Cache::clear,
     ];
     for invalidate in invalidations {
-        let in_epoch = |epoch| Terms { epoch: Some(epoch), ..Terms::default() };
+        let in_epoch = |epoch| {
+            let condition = Some(Condition { epoch, superseded: None });
+            Terms { condition, ..Terms::default() }
+        };
         let before = cache.epoch();
         cache.insert_at_once(&mut Some((5, 5)), in_epoch(before)).unwrap();
         invalidate(&cache);
@@ -184,7 +187,7 @@ fn terms_give_an_entry_its_own_life_and_bind_it_to_an_epoch() {
         let mut entry = Some((5, 6));
         let refused = cache.insert_at_once(&mut entry, in_epoch(before));
         let refused = refused.unwrap_err();
-        assert!(refused.is_invalidated());
+        assert!(refused.is_superseded());
         cache.count_refusal(&5, &refused);
         assert_eq!(entry, Some((5, 6)));
         let mut insert = cache.start_insert_many([(5, 6), (6, 6)], in_epoch(before));
@@ -206,7 +209,8 @@ fn what_an_invalidation_refuses_makes_no_room() {
     let epoch = cache.epoch();
     cache.begin_invalidation();
     cache.insert_many([(1, 1), (2, 2)]);
-    let terms = Terms { epoch: Some(epoch), ..Terms::default() };
+    let condition = Some(Condition { epoch, superseded: None });
+    let terms = Terms { condition, ..Terms::default() };
     cache.insert_at_once(&mut Some((3, 3)), terms).unwrap_err();
     assert_eq!(cache.get_many(&[1, 2]), [Some(1), Some(2)]);
     assert_eq!(cache.stats().evictions, 0);

@@ -6,6 +6,7 @@ use std::time::Duration;
 use equivalent::Equivalent;
 
 use crate::error::{CacheError, InsertError};
+use crate::sync::atomic::AtomicBool;
 
 use super::policy::Leave;
 use super::put::{AtOnce, Newcomer};
@@ -15,12 +16,21 @@ use super::{Place, RemovalCause, ShardedCache};
 
 /// On what terms an entry is stored.
 #[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct Terms {
+pub(crate) struct Terms<'a> {
     /// A time-to-live of its own, in place of the cache's.
     pub(crate) time_to_live: Option<Duration>,
-    /// The [`epoch`](ShardedCache::epoch) from before the value was loaded: if anything has been
-    /// invalidated since, it is not stored.
-    pub(crate) epoch: Option<u64>,
+    /// For a value that was loaded: unless something newer came since.
+    pub(crate) condition: Option<Condition<'a>>,
+}
+
+/// What must hold under the write lock of the shard for a loaded value to be stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Condition<'a> {
+    /// The [`epoch`](ShardedCache::epoch) from before the value was loaded is still that of the cache.
+    pub(crate) epoch: u64,
+    /// This is not set, and there is no fresh entry of the key: one that was there when the load began
+    /// would have been served instead, so it is newer. Relaxed: it is set before the shard is locked.
+    pub(crate) superseded: Option<&'a AtomicBool>,
 }
 
 impl<K, V, S> ShardedCache<K, V, S>
@@ -76,7 +86,7 @@ where
         value: V,
         time_to_live: Duration,
     ) -> Result<(), InsertError<K, V>> {
-        let terms = Terms { time_to_live: Some(time_to_live), epoch: None };
+        let terms = Terms { time_to_live: Some(time_to_live), condition: None };
         self.insert_within(key, value, terms, Unlimited)
     }
 
@@ -172,7 +182,7 @@ where
     pub(crate) fn insert_at_once(
         &self,
         entry: &mut Option<(K, V)>,
-        terms: Terms,
+        terms: Terms<'_>,
     ) -> Result<(), CacheError> {
         self.insert_uncounted(entry, terms, Once)
     }
@@ -181,7 +191,7 @@ where
     pub(crate) fn insert_slice(
         &self,
         entry: &mut Option<(K, V)>,
-        terms: Terms,
+        terms: Terms<'_>,
         wait: Duration,
     ) -> Result<(), CacheError> {
         self.insert_uncounted(entry, terms, Until::after(wait))
@@ -193,10 +203,10 @@ where
         self.insert_counted(entry, Terms::default(), Unlimited)
     }
 
-    /// Counts a put that was not carried out; not one that an invalidation refused, which is none
+    /// Counts a put that was not carried out; not a load that something newer refused, which is none
     /// of the caller's.
     pub(crate) fn count_refusal<Q: Hash + ?Sized>(&self, key: &Q, error: &CacheError) {
-        if error.is_invalidated() {
+        if error.is_superseded() {
             return;
         }
         let counters = &self.place(key).shard.counters;
@@ -208,7 +218,7 @@ where
         &self,
         key: K,
         value: V,
-        terms: Terms,
+        terms: Terms<'_>,
         patience: P,
     ) -> Result<(), InsertError<K, V>> {
         let mut entry = Some((key, value));
@@ -224,7 +234,7 @@ where
     fn insert_counted<P: Patience>(
         &self,
         entry: &mut Option<(K, V)>,
-        terms: Terms,
+        terms: Terms<'_>,
         patience: P,
     ) -> Result<(), CacheError> {
         self.insert_uncounted(entry, terms, patience).inspect_err(|error| {
@@ -240,7 +250,7 @@ where
     pub(super) fn insert_uncounted<P: Patience>(
         &self,
         entry: &mut Option<(K, V)>,
-        terms: Terms,
+        terms: Terms<'_>,
         patience: P,
     ) -> Result<(), CacheError> {
         let Some((key, value)) = &*entry else { return Ok(()) };
@@ -248,7 +258,7 @@ where
         let ticket = self.ticket(at, key, value, terms.time_to_live);
         self.admit(&ticket, terms.time_to_live)?;
         let mut gone = None;
-        let put = self.put_at_once(at, entry, ticket, terms.epoch, &mut gone, patience);
+        let put = self.put_at_once(at, entry, ticket, terms.condition, &mut gone, patience);
         if put != AtOnce::Left && self.config.listener.is_none() {
             // What has left is dropped here, with no lock held.
             return Ok(());
@@ -268,7 +278,7 @@ where
         entry: &mut Option<(K, V)>,
         gone: Option<(K, V, RemovalCause)>,
         ticket: Ticket,
-        terms: Terms,
+        terms: Terms<'_>,
         patience: P,
     ) -> Result<(), CacheError> {
         let mut farewell = self.farewell();
@@ -282,7 +292,7 @@ where
                 Ok(())
             }
             (AtOnce::Left, Some((key, value))) => {
-                let mut put = self.start_put(at, ticket.now, terms.epoch);
+                let mut put = self.start_put(at, ticket.now, terms.condition);
                 let mut newcomer = Some(Newcomer { key, value, ticket });
                 let outcome = self.carry_out(&mut put, &mut newcomer, &mut farewell, patience);
                 drop(put);

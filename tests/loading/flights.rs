@@ -257,7 +257,7 @@ async fn what_was_loading_at_an_invalidation_is_delivered_but_not_stored() {
         if everything {
             cache.invalidate_all().await;
         } else {
-            cache.invalidate_model("another").await;
+            cache.invalidate_model("model").await;
         }
         let after = tokio::spawn({
             let (cache, model) = (cache.clone(), model.clone());

@@ -1,13 +1,18 @@
 //! Loads: what is missing is embedded by the caller's closure, once, whoever asks for it.
 //!
-//! A [`request`] looks its keys up, claims the missing ones in the [`flights`] or joins whoever has
-//! them, and waits. The keys that it claimed are [`lead`] to one [`call`] or several, which is asked
-//! for [`Missing`] keys and may answer in any of the forms of [`output`].
+//! A [`request`] looks its keys up, claims the missing ones among those [`inflight`] or joins the calls
+//! that have them, and waits. Each [`call`] has a [`leader`], which is asked for [`Missing`] keys and
+//! may answer in any of the forms of [`output`]; [`permits`] bound how many are under way. A
+//! [`heartbeat`] tells a call that is slow from one that nobody polls, an [`ancestry`] a load inside
+//! another load from one by itself.
 
+pub(super) mod ancestry;
 pub(super) mod call;
-mod flights;
-mod lead;
+mod heartbeat;
+mod inflight;
+mod leader;
 mod output;
+mod permits;
 mod request;
 
 use std::borrow::Borrow;
@@ -15,22 +20,26 @@ use std::fmt;
 use std::future::Future;
 use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{CacheError, ErrorKind};
 use crate::sync::task;
+use crate::timer::within;
 use crate::vector::EmbeddingVector;
 
 use super::{EmbeddingCache, EmbeddingKey};
 
-pub(super) use flights::Flights;
+pub(super) use inflight::Inflight;
 pub(super) use output::Answer;
 pub use output::{IntoEmbedding, IntoEmbeddings, Missing};
+pub(super) use permits::Permits;
 
-use call::{Pulse, message};
-use lead::Lead;
-use request::{Claimed, Request};
+use call::message;
+use heartbeat::Heartbeat;
+use leader::Leader;
+use request::{CallToMake, Request};
 
 /// How a load is to go, beside its keys and its closure.
 #[derive(Debug, Clone, Copy)]
@@ -53,7 +62,7 @@ where
     /// no longer waits. For a future that borrows from its surroundings there is
     /// [`Load::get_or_embed_borrowed`].
     ///
-    /// A hit costs what [`get`](Self::get) costs. A miss takes the lock of a part of the flights
+    /// A hit costs what [`get`](Self::get) costs. A miss takes the lock of a part of what is in flight
     /// for a lookup, spawns a task, and allocates some 1 KB until it is answered.
     ///
     /// # Errors
@@ -63,6 +72,9 @@ where
     /// - [`CacheError::is_load_failed`]: `embed` answered an error;
     /// - [`CacheError::is_load_panicked`]: it panicked;
     /// - [`CacheError::is_invalid_vector`]: its vector may not be stored;
+    /// - [`CacheError::is_load_timeout`]: it took longer than
+    ///   [`load_timeout`](super::EmbeddingCacheBuilder::load_timeout);
+    /// - [`CacheError::is_recursive`]: asked for inside a load, and the key waits for that;
     /// - [`CacheError::is_overloaded`]: as many keys as are allowed are being loaded
     ///   ([`max_in_flight`](super::EmbeddingCacheBuilder::max_in_flight));
     /// - [`CacheError::is_abandoned`]: the runtime that should have loaded it is shutting down;
@@ -196,7 +208,8 @@ pub struct Load<'a, K: EmbeddingKey, S> {
 impl<K: EmbeddingKey, S> Load<'_, K, S> {
     /// How long to wait for what is missing. Then hits, and what has come by then, are returned,
     /// and the rest is an error ([`CacheError::is_timeout`]); the calls go on, and what they answer
-    /// is stored when it comes. Needs a runtime with timers.
+    /// is stored when it comes. What ends a call is
+    /// [`load_timeout`](super::EmbeddingCacheBuilder::load_timeout).
     ///
     /// ```
     /// # use std::time::Duration;
@@ -266,10 +279,6 @@ where
     ///
     /// As there, and [`CacheError::is_timeout`] if there is a deadline and it passed.
     ///
-    /// # Panics
-    ///
-    /// If there is a deadline and the runtime has no timers.
-    ///
     /// # Cancel safety
     ///
     /// Dropped at an `.await`, it cancels nobody: a load that has begun goes on.
@@ -296,10 +305,6 @@ where
     /// # Errors
     ///
     /// For each key as there, and [`CacheError::is_timeout`] if there is a deadline and it passed.
-    ///
-    /// # Panics
-    ///
-    /// If there is a deadline and the runtime has no timers.
     ///
     /// # Cancel safety
     ///
@@ -330,10 +335,6 @@ where
     /// # Errors
     ///
     /// As [`get_or_embed`](Self::get_or_embed).
-    ///
-    /// # Panics
-    ///
-    /// If the runtime has no timers, and there is a deadline or another borrowed load of the key.
     ///
     /// # Cancel safety
     ///
@@ -379,10 +380,6 @@ where
     ///
     /// For each key as by [`get_or_embed_many`](Self::get_or_embed_many).
     ///
-    /// # Panics
-    ///
-    /// If the runtime has no timers, and there is a deadline or another borrowed load of a key.
-    ///
     /// # Cancel safety
     ///
     /// Dropped at an `.await`, it drops the calls that have not landed; what has landed is stored,
@@ -413,14 +410,15 @@ where
         let Some(tasks) = task::Spawner::current() else {
             return request.fail(&ErrorKind::NoRuntime { what: "an owned load" }.into());
         };
-        let work = async {
+        // In a box, as is each call: a future that is handed on is part of what takes it twice over.
+        let work = Box::pin(async {
             while request.is_open() {
-                for (lead, future) in begin(request.claim(None).await, &mut embed) {
-                    tasks.spawn(lead.carry_out(future, true));
+                for (leader, future) in begin(request.claim(None).await, &mut embed) {
+                    tasks.spawn(leader.run_owned(future));
                 }
                 request.wait().await;
             }
-        };
+        });
         self.in_time(work).await.unwrap_or_else(|waited| request.time_out(waited));
         request.finish()
     }
@@ -435,15 +433,19 @@ where
         if !request.is_open() {
             return request.finish();
         }
-        let pulse = Arc::new(Pulse::default());
-        let work = pulse.around(async {
+        let heartbeat = Arc::new(Heartbeat::default());
+        let work = heartbeat.around(Box::pin(async {
             while request.is_open() {
-                for (lead, future) in begin(request.claim(Some(&pulse)).await, &mut embed) {
-                    lead.carry_out(future, false).await;
+                let calls = begin(request.claim(Some(&heartbeat)).await, &mut embed);
+                // Loads inside one may ask for the keys of those after it.
+                let _noted: Vec<_> =
+                    calls.windows(2).map(|pair| pair[1].0.comes_after(&pair[0].0)).collect();
+                for (leader, future) in calls {
+                    leader.run(future, false).await;
                 }
                 request.wait().await;
             }
-        });
+        }));
         self.in_time(work).await.unwrap_or_else(|waited| request.time_out(waited));
         request.finish()
     }
@@ -455,24 +457,29 @@ where
                 work.await;
                 Ok(())
             }
-            Some(timeout) if task::within(timeout, work).await => Ok(()),
+            Some(timeout) if within(timeout, work).await.is_some() => Ok(()),
             Some(timeout) => Err(timeout),
         }
     }
 }
 
+/// A call and the future of its closure.
+type Begun<K, S, Fut> = (Leader<K, S>, Pin<Box<Fut>>);
+
 /// Makes the futures of claimed calls. A closure that panics fails the keys it was asked for.
-fn begin<K, S, F, Fut>(claimed: Vec<Claimed<K, S>>, embed: &mut F) -> Vec<(Lead<K, S>, Fut)>
+fn begin<K, S, F, Fut>(calls: Vec<CallToMake<K, S>>, embed: &mut F) -> Vec<Begun<K, S, Fut>>
 where
     K: EmbeddingKey,
     F: FnMut(Missing<K>) -> Fut,
 {
-    let mut begun = Vec::with_capacity(claimed.len());
-    for (lead, missing) in claimed {
+    let mut begun = Vec::with_capacity(calls.len());
+    for (leader, missing) in calls {
         // Unwind safe: what the closure has left half done is its own.
         match catch_unwind(AssertUnwindSafe(|| embed(missing))) {
-            Ok(future) => begun.push((lead, future)),
-            Err(panic) => lead.fail(&ErrorKind::LoadPanicked { message: message(&*panic) }.into()),
+            Ok(future) => begun.push((leader, Box::pin(future))),
+            Err(panic) => {
+                leader.fail(&ErrorKind::LoadPanicked { message: message(&*panic) }.into());
+            }
         }
     }
     begun

@@ -13,9 +13,11 @@ use crate::sharded::Sight;
 use crate::vector::EmbeddingVector;
 
 use super::Options;
-use super::call::{Landing, Pulse};
-use super::flights::{Claim, Seat};
-use super::lead::Lead;
+use super::ancestry::{Ancestry, Waits};
+use super::call::{CallResult, Interest};
+use super::heartbeat::Heartbeat;
+use super::inflight::{CallSlot, Claim};
+use super::leader::Leader;
 use super::output::{Answer, Missing};
 
 /// How often a key whose call was abandoned by its caller is claimed anew. Each time another caller
@@ -31,14 +33,23 @@ struct Item {
     answer: Option<Answer>,
     /// What the cache has of it that is past its time-to-live, and by how much.
     stale: Option<(EmbeddingVector, Duration)>,
-    /// Where the answer will be.
-    seat: Option<Seat>,
+    /// Where the answer will be, until it is known.
+    wait: Option<Wait>,
     /// Whether this caller's own closure was asked for it.
     asked: bool,
 }
 
+/// A place in a call that is waited for.
+#[derive(Debug)]
+struct Wait {
+    slot: CallSlot,
+    interest: Interest,
+    /// Of the calls inside which this request was made.
+    _noted: Waits,
+}
+
 /// A call that this request has to make: the claimed keys, and what its closure is asked for.
-pub(super) type Claimed<K, S> = (Lead<K, S>, Missing<K>);
+pub(super) type CallToMake<K, S> = (Leader<K, S>, Missing<K>);
 
 pub(super) struct Request<'a, K: EmbeddingKey, S> {
     cache: &'a EmbeddingCache<K, S>,
@@ -51,6 +62,8 @@ pub(super) struct Request<'a, K: EmbeddingKey, S> {
     items: Vec<Item>,
     /// How often something that was waited for turned out to be abandoned.
     rounds: u32,
+    /// The calls inside which this request was made.
+    ancestry: Ancestry,
 }
 
 impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
@@ -72,12 +85,7 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
                 position += 1;
             })
             .await;
-        let mut request =
-            Self { cache, keys, options, answers, missing, items: Vec::new(), rounds: 0 };
-        if !request.missing.is_empty() {
-            request.collect_items();
-        }
-        request
+        Self::new(cache, keys, options, answers, missing)
     }
 
     /// A batch of one that was looked up already, and not found.
@@ -86,16 +94,23 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
         key: &'a [K; 1],
         options: Options,
     ) -> Self {
-        let mut request = Self {
-            cache,
-            keys: key,
-            options,
-            answers: vec![Ok(EmbeddingVector::empty())],
-            missing: vec![(0, 0)],
-            items: Vec::new(),
-            rounds: 0,
-        };
-        request.collect_items();
+        Self::new(cache, key, options, vec![Ok(EmbeddingVector::empty())], vec![(0, 0)])
+    }
+
+    fn new(
+        cache: &'a EmbeddingCache<K, S>,
+        keys: &'a [K],
+        options: Options,
+        answers: Vec<Answer>,
+        missing: Vec<(usize, usize)>,
+    ) -> Self {
+        let (items, ancestry) = (Vec::new(), Ancestry::default());
+        let mut request =
+            Self { cache, keys, options, answers, missing, items, rounds: 0, ancestry };
+        if !request.missing.is_empty() {
+            request.ancestry = Ancestry::current();
+            request.collect_items();
+        }
         request
     }
 
@@ -112,7 +127,7 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
                         position,
                         answer: None,
                         stale: None,
-                        seat: None,
+                        wait: None,
                         asked: false,
                     });
                     *new.insert(self.items.len() - 1)
@@ -126,18 +141,26 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
         self.items.iter().any(|item| item.answer.is_none())
     }
 
-    /// Claims keys without an answer, or joins who has them, and returns the calls to make, of at
-    /// most `max_batch` keys each. After too many rounds gives the rest up instead.
+    /// Claims keys without an answer, or joins the calls that have them, and returns the calls to make,
+    /// of at most `max_batch` keys each. After too many rounds gives the rest up instead.
     ///
     /// Never waits while it holds a claim: a future that is dropped gives its claims back, but one
     /// that is kept and never polled again would keep them for ever. So where the lock of a shard is
-    /// taken, it returns what it has, and goes on after those calls have landed.
-    pub(super) async fn claim(&mut self, pulse: Option<&Arc<Pulse>>) -> Vec<Claimed<K, S>> {
+    /// taken, it returns what it has, and goes on after those calls have ended. So it does where all
+    /// room in flight is taken and some of that by itself: a batch may be larger than the limit.
+    ///
+    /// The calls run in the future of `heartbeat`; without one, each in a task of its own.
+    pub(super) async fn claim(
+        &mut self,
+        heartbeat: Option<&Arc<Heartbeat>>,
+    ) -> Vec<CallToMake<K, S>> {
         let inner = &self.cache.inner;
+        let ancestry = &self.ancestry;
         let time_to_live = self.options.time_to_live;
         let begin = || {
-            let lead = Lead::new(inner, pulse, inner.core.epoch(), time_to_live);
-            (lead, Missing::new())
+            let heartbeat = heartbeat.cloned().unwrap_or_default();
+            let epoch = inner.core.epoch();
+            (Leader::new(inner, heartbeat, epoch, time_to_live, ancestry), Missing::new())
         };
         let mut calls = Vec::new();
         let mut call = begin();
@@ -153,14 +176,21 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
             }
             let key = &self.keys[item.position];
             let holds_claims = !calls.is_empty() || call.0.len() > 0;
-            let mut attempt = |slice| item.claim(inner, key, &mut call.0, pulse.is_none(), slice);
-            let led = match attempt(Duration::ZERO) {
+            let mut attempt =
+                |slice| item.claim(inner, key, &mut call.0, ancestry, heartbeat.is_none(), slice);
+            let claimed = match attempt(Duration::ZERO) {
                 None if holds_claims => break,
                 None => inner.waiters.until(None, attempt).await,
-                led => led,
+                claimed => claimed,
             };
-            if led == Some(true) {
-                call.1.push(key.clone(), item.position);
+            match claimed {
+                Some(Claimed::Led) => call.1.push(key.clone(), item.position),
+                Some(Claimed::Full) if holds_claims => break,
+                Some(Claimed::Full) => {
+                    let limit = inner.inflight.limit();
+                    item.answer = Some(Err(ErrorKind::Overloaded { limit }.into()));
+                }
+                Some(Claimed::Otherwise) | None => {}
             }
             if call.0.len() >= self.options.max_batch {
                 calls.push(std::mem::replace(&mut call, begin()));
@@ -173,25 +203,32 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
     }
 
     /// Waits for the calls that were claimed or joined. An item whose call was abandoned, or whose
-    /// caller shows no sign of life, stays open.
+    /// future shows no sign of life, stays open.
     pub(super) async fn wait(&mut self) {
         let mut abandoned = false;
         for item in &mut self.items {
-            let Some(seat) = item.seat.as_ref().filter(|_| item.answer.is_none()) else { continue };
-            if !seat.call.wait().await {
+            let Some(wait) = &item.wait else { continue };
+            let ended = wait.interest.call().wait().await;
+            // Its leader may never come to take the key out.
+            if !ended || matches!(wait.slot.call.result(), Some(CallResult::TimedOut)) {
                 let probe = self.keys[item.position].probe();
-                self.cache.inner.flights.give_up(&probe, seat);
+                self.cache.inner.inflight.give_up(&probe, &wait.slot);
             }
-            item.land();
+            if !ended {
+                // If it is polled after all, it goes on for those that still wait for it.
+                wait.slot.call.release_permit();
+            }
+            item.take_answer();
             abandoned |= item.answer.is_none();
+            item.wait = None;
         }
         self.rounds += u32::from(abandoned);
     }
 
-    /// Takes what has landed; the rest has run out of time.
+    /// Takes what has come; the rest has run out of time.
     pub(super) fn time_out(&mut self, waited: Duration) {
         for item in &mut self.items {
-            item.land();
+            item.take_answer();
             if item.answer.is_none() {
                 item.answer = Some(Err(ErrorKind::LoadTimeout { waited }.into()));
             }
@@ -227,38 +264,54 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
     }
 }
 
+/// What a claim of a key came to, for the request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claimed {
+    /// It is to be loaded by the call.
+    Led,
+    /// There is no room to load it.
+    Full,
+    /// It is answered or waited for.
+    Otherwise,
+}
+
 impl Item {
-    /// Takes the answer, if the call has landed with one.
-    fn land(&mut self) {
+    /// Takes the answer, if the call has ended with one.
+    fn take_answer(&mut self) {
         if self.answer.is_some() {
             return;
         }
-        let Some(seat) = &self.seat else { return };
-        if let Some(Landing::Answered(answers)) = seat.call.landing() {
-            self.answer = answers.get(seat.place).cloned();
-        }
+        let Some(Wait { slot, .. }) = &self.wait else { return };
+        self.answer = match slot.call.result() {
+            Some(CallResult::Answered(answers)) => answers.get(slot.place).cloned(),
+            Some(CallResult::TimedOut) => {
+                Some(Err(ErrorKind::CallTimeout { limit: slot.call.limit() }.into()))
+            }
+            Some(CallResult::Abandoned) | None => None,
+        };
     }
 
-    /// Claims `key` for the next seat of `lead`, and says whether it is now led; `None` if the lock
-    /// of its shard was not had. Waits for that at most `wait`, zero tries once.
+    /// Claims `key` for the next slot of `leader`; `None` if the lock of its shard was not had. Waits
+    /// for that at most `wait`, zero tries once.
     fn claim<K: EmbeddingKey, S: BuildHasher>(
         &mut self,
         inner: &Inner<K, S>,
         key: &K,
-        lead: &mut Lead<K, S>,
+        leader: &mut Leader<K, S>,
+        ancestry: &Ancestry,
         may_refresh: bool,
         wait: Duration,
-    ) -> Option<bool> {
+    ) -> Option<Claimed> {
         let stored = match key.to_stored() {
             Ok(stored) => stored,
             Err(error) => {
                 self.answer = Some(Err(error));
-                return Some(false);
+                return Some(Claimed::Otherwise);
             }
         };
         let probe = key.probe();
         if !wait.is_zero() {
-            // Waited for here, with no lock of the flights held.
+            // Waited for here, with no lock of what is in flight held.
             inner.core.look_slice(&probe, wait)?;
         }
         let mut stale = None;
@@ -270,39 +323,52 @@ impl Item {
             }
             Sight::Absent => Some(None),
         };
-        let (epoch, seat) = (inner.core.epoch(), lead.seat());
-        let claim = inner.flights.claim(&probe, epoch, &seat, look, || stored.clone())?;
-        let led = match claim {
+        let (epoch, slot) = (inner.core.epoch(), leader.slot());
+        let claimed = match inner.inflight.claim(&probe, epoch, &slot, look, || stored.clone())? {
             Claim::Found(vector) => {
                 self.answer = Some(Ok(vector));
-                return Some(false);
+                return Some(Claimed::Otherwise);
             }
-            Claim::Full => {
-                let limit = inner.flights.limit();
-                self.answer = Some(Err(ErrorKind::Overloaded { limit }.into()));
-                false
-            }
-            Claim::Joined(seat) => {
+            Claim::Full => Claimed::Full,
+            Claim::Joined(slot) => {
                 inner.observer.joined();
-                self.seat = Some(seat);
-                false
+                match ancestry.wait_for(slot.call.id()) {
+                    Some(noted) => {
+                        if !ancestry.is_empty() {
+                            slot.call.hurry();
+                        }
+                        self.wait = Some(Wait::new(slot, noted));
+                    }
+                    None => self.answer = Some(Err(ErrorKind::Recursive.into())),
+                }
+                Claimed::Otherwise
             }
             Claim::Led(hash) => {
-                lead.take(stored, hash);
-                self.seat = Some(seat);
+                // Nobody waits for what nobody waits for yet, so this closes no circle.
+                let noted = ancestry.wait_for(slot.call.id()).unwrap_or_default();
+                self.wait = Some(Wait::new(slot.clone(), noted));
+                leader.take(stored, hash, slot);
                 self.asked = true;
-                true
+                Claimed::Led
             }
         };
         // Stale while revalidate: whoever loads it now, this caller does not wait for it.
         if let Some((vector, past)) = &stale
             && may_refresh
+            && claimed != Claimed::Full
             && *past <= inner.stale_while_revalidate
         {
             inner.observer.served_stale();
             self.answer = Some(Ok(vector.clone()));
+            self.wait = None;
         }
         self.stale = stale;
-        Some(led)
+        Some(claimed)
+    }
+}
+
+impl Wait {
+    fn new(slot: CallSlot, noted: Waits) -> Self {
+        Self { interest: Interest::new(&slot.call), slot, _noted: noted }
     }
 }

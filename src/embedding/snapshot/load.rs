@@ -9,10 +9,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::embedding::era::Era;
 use crate::embedding::key::form::Form;
 use crate::embedding::{EmbeddingCache, EmbeddingKey};
 use crate::error::{CacheError, ErrorKind};
-use crate::sharded::{Room, Terms};
+use crate::sharded::{Condition, Terms};
 use crate::vector::EmbeddingVector;
 
 use super::format::{BLOCK_HEADER, BadHeader, Block, Header, Record, read_block};
@@ -28,8 +29,8 @@ pub(super) fn from_reader<K: EmbeddingKey, S: BuildHasher>(
 ) -> Result<SnapshotReport, CacheError> {
     let path = Path::new("");
     let mut load = Load::open::<K>(&mut from, path, pace, progress)?;
-    let epoch = cache.inner.core.epoch();
-    while load.step(cache, &mut from, epoch).map_err(failed(path))? {}
+    let era = cache.inner.eras.current();
+    while load.step(cache, &mut from, &era).map_err(failed(path))? {}
     Ok(progress.report())
 }
 
@@ -41,8 +42,8 @@ pub(super) fn from_path<K: EmbeddingKey, S: BuildHasher>(
 ) -> Result<SnapshotReport, CacheError> {
     let mut from = open(path)?;
     let mut load = Load::open::<K>(&mut from, path, pace, progress)?;
-    let epoch = cache.inner.core.epoch();
-    while load.step(cache, &mut from, epoch).map_err(failed(path))? {}
+    let era = cache.inner.eras.current();
+    while load.step(cache, &mut from, &era).map_err(failed(path))? {}
     Ok(progress.report())
 }
 
@@ -60,12 +61,12 @@ where
     let mut load = Load::open::<K>(&mut from, path, pace, &progress)?;
     let (path, inner) = (path.to_owned(), Arc::downgrade(&cache.inner));
     // From now on, not from when the thread comes to it.
-    let epoch = cache.inner.core.epoch();
+    let era = cache.inner.eras.current();
     let run = {
         let path = path.clone();
         move || loop {
             let Some(inner) = inner.upgrade() else { return Ok(load.progress.report()) };
-            let more = load.step(&EmbeddingCache { inner }, &mut from, epoch);
+            let more = load.step(&EmbeddingCache { inner }, &mut from, &era);
             if !more.map_err(failed(&path))? {
                 return Ok(load.progress.report());
             }
@@ -195,7 +196,7 @@ impl Load {
         &mut self,
         cache: &EmbeddingCache<K, S>,
         from: &mut impl Read,
-        epoch: u64,
+        era: &Era,
     ) -> io::Result<bool> {
         if self.progress.is_cancelled() {
             return Ok(false);
@@ -218,7 +219,7 @@ impl Load {
             Block::Damaged => self.progress.add(Count::DamagedBlocks, 1),
             Block::Records | Block::Lost => {
                 let payload = std::mem::take(&mut self.payload);
-                let more = self.store_all(cache, &payload, epoch);
+                let more = self.store_all(cache, &payload, era);
                 self.payload = payload;
                 if !more {
                     return Ok(false);
@@ -234,7 +235,7 @@ impl Load {
         &mut self,
         cache: &EmbeddingCache<K, S>,
         mut payload: &[u8],
-        epoch: u64,
+        era: &Era,
     ) -> bool {
         while !payload.is_empty() {
             let Some(record) = Record::<K>::read(&mut payload) else {
@@ -243,7 +244,7 @@ impl Load {
                 return true;
             };
             self.records += 1;
-            match self.store(cache, record, epoch) {
+            match self.store(cache, record, era) {
                 Ok(count) => self.progress.add(count, 1),
                 Err(end) => {
                     self.progress.mark(end);
@@ -258,7 +259,7 @@ impl Load {
         &self,
         cache: &EmbeddingCache<K, S>,
         record: Record<K>,
-        epoch: u64,
+        era: &Era,
     ) -> Result<Count, End> {
         let inner = &*cache.inner;
         let core = &inner.core;
@@ -279,14 +280,18 @@ impl Load {
         let left = (expires_at != 0).then(|| Duration::from_millis(expires_at - now));
         let own = left.filter(|&left| core.time_to_live().is_none_or(|ttl| left < ttl));
         let own = own.filter(|&left| left <= crate::sharded::LONGEST_TIME_TO_LIVE);
-        let terms = Terms { time_to_live: own, epoch: Some(epoch) };
+        // Where there is a fresh value by now, that is newer.
+        let condition = Condition { epoch: core.epoch(), superseded: Some(era.flag()) };
+        let terms = Terms { time_to_live: own, condition: Some(condition) };
         let mut entry = Some((stored, vector.into_shared()));
         loop {
-            match core.insert_absent(&mut entry, terms, Room::Free, SLICE) {
+            match core.insert_into_free_room(&mut entry, terms, SLICE) {
                 Ok(()) => return Ok(Count::Entries),
                 Err(error) if error.is_timeout() => {}
-                Err(error) if error.is_present() => return Ok(Count::Present),
-                Err(error) if error.is_invalidated() => return Err(End::Invalidated),
+                Err(error) if error.is_superseded() && era.is_over() => {
+                    return Err(End::Invalidated);
+                }
+                Err(error) if error.is_superseded() => return Ok(Count::Present),
                 Err(error) if error.is_contended() => return Err(End::Full),
                 Err(_) => return Ok(Count::Refused),
             }

@@ -7,9 +7,8 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use crate::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed};
+use crate::timer::Instant;
 
 /// Failed batches in a row that open it.
 const FAILED: u32 = 3;

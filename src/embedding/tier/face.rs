@@ -24,10 +24,6 @@ where
     /// Waits at most the [soft deadline](super::SecondTier::soft_deadline); a tier that fails is a
     /// miss. Allocates where the first tier has nothing.
     ///
-    /// # Panics
-    ///
-    /// In a runtime without timers.
-    ///
     /// # Cancel safety
     ///
     /// Dropped at an `.await`, it has counted, and what the tier answers is stored all the same.
@@ -43,10 +39,6 @@ where
 
     /// [`get_many`](Self::get_many), and where that finds nothing the second tier is asked, for all of
     /// it at once; as [`get_through`](Self::get_through).
-    ///
-    /// # Panics
-    ///
-    /// In a runtime without timers.
     ///
     /// # Cancel safety
     ///
@@ -74,10 +66,6 @@ where
     /// Waits until what was stored before is written to the second tier, for `deadline` at most, and
     /// returns how many entries are not: for the end of a process. What could not be written is
     /// counted in the [statistics](super::TierStats), not here.
-    ///
-    /// # Panics
-    ///
-    /// In a runtime without timers.
     ///
     /// # Cancel safety
     ///

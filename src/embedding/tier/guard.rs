@@ -10,28 +10,29 @@
 //! Every key holds a digest of the nonces that this process knows ([`Guard::known`]). They are asked
 //! for one at a time ([`refresh`]): an answer is taken before the next question goes out, so the
 //! process never goes back to older ones. When they differ from those known before, another process
-//! has invalidated something. Then, in this order: the epoch of the core is raised, so that what is
-//! being loaded will not be stored; the new nonces are known; what they are about leaves the first
-//! tier, which raises the epoch once more.
+//! has invalidated something. Then, in this order: the era ends, so that what is being loaded will not
+//! be written; the new nonces are known; what they are about leaves the first tier, which ends the
+//! era once more.
 //!
 //! A vector may be written to the tier if nothing was invalidated between its load and the write
-//! ([`Guard::namespace_since`]). The nonces are read first and the epoch compared after. By cases,
-//! for a load whose epoch was read before the invalidation:
+//! ([`Guard::namespace_of`]). The nonces are read first and the era looked at after. By cases, for a
+//! load whose era was noted before the invalidation:
 //!
-//! 1. The nonces are read after they were exchanged. The epoch was raised before: they are not used.
-//! 2. They are read before. Whatever the epoch says, the vector goes where nobody looks any more.
+//! 1. The nonces are read after they were exchanged. The era ended before: they are not used.
+//! 2. They are read before. Whatever the era, the vector goes where nobody looks any more.
 //!
 //! An invalidation by this process clears the first tier, then exchanges the nonce in the store, reads
 //! it back, and clears the first tier again: what was read in between by the old nonces is in it, or
-//! is on its way with an epoch of before.
+//! is on its way with an era of before.
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::timer::{Instant, sleep, within};
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
-use tokio::time::{Instant, timeout};
 
+use crate::embedding::era::Era;
 use crate::embedding::load::call::catching;
 use crate::embedding::{EmbeddingCache, EmbeddingKey, Inner};
 use crate::sync::Mutex;
@@ -145,15 +146,11 @@ impl<K: EmbeddingKey> Guard<K> {
         self.breakers.iter().filter(|breaker| breaker.is_open()).count()
     }
 
-    /// The nonces for what was loaded in `epoch`; `None` if it must not be written, or if none are
+    /// The nonces for what was loaded in `era`; `None` if it must not be written, or if none are
     /// known. See the head of this file.
-    pub(super) fn namespace_since<S>(
-        &self,
-        inner: &Inner<K, S>,
-        epoch: u64,
-    ) -> Option<Arc<Namespace>> {
+    pub(super) fn namespace_of(&self, era: &Era) -> Option<Arc<Namespace>> {
         let namespace = self.known()?;
-        (inner.core.epoch() == epoch).then_some(namespace)
+        (!era.is_over()).then_some(namespace)
     }
 
     /// The bucket of a key, and what its breaker says.
@@ -213,13 +210,13 @@ impl<K: EmbeddingKey> Guard<K> {
         &self,
         answer: impl Future<Output = Result<T, TierError>>,
     ) -> Result<T, TierError> {
-        match timeout(self.limits.hard_timeout, catching(answer)).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(message)) => {
+        match within(self.limits.hard_timeout, catching(answer)).await {
+            Some(Ok(answer)) => answer,
+            Some(Err(message)) => {
                 let message = format!("it panicked: {message}");
                 Err(TierError::new(TierErrorKind::Other, message))
             }
-            Err(_) => {
+            None => {
                 let message = format!("nothing within {:?}", self.limits.hard_timeout);
                 Err(TierError::new(TierErrorKind::Timeout, message))
             }
@@ -243,7 +240,7 @@ pub(super) async fn refresh<K: EmbeddingKey, S>(
         *guard.namespace.lock() = Some(known);
         return Ok(later);
     }
-    inner.core.begin_invalidation();
+    inner.eras.end();
     *guard.namespace.lock() = Some(known);
     // Dropped in between, it has not cleared everything: then the nonces are forgotten, so that
     // whoever asks next finds them changed.
@@ -284,8 +281,8 @@ impl<K> Drop for Forget<'_, K> {
 pub(super) async fn clear<K: EmbeddingKey, S>(inner: &Inner<K, S>, scope: Scope) -> usize {
     match scope {
         Scope::All => inner.invalidate_all().await,
-        Scope::Model(tag) => inner.remove_if(|key, _| K::tags(key).0 == tag).await,
-        Scope::Tenant(tag) => inner.remove_if(|key, _| K::tags(key).1 == tag).await,
+        Scope::Model(tag) => inner.remove_named(|key| K::tags(key).0 == tag).await,
+        Scope::Tenant(tag) => inner.remove_named(|key| K::tags(key).1 == tag).await,
     }
 }
 
@@ -307,11 +304,11 @@ where
         let guard = &*polling.0;
         loop {
             tokio::select! {
-                () = tokio::time::sleep(guard.limits.poll_interval) => {}
+                () = sleep(guard.limits.poll_interval) => {}
                 // A tier whose future panics is not asked for it again before the next poll.
                 told = catching(guard.tier.0.changed()) => match told {
-                    Ok(()) => tokio::time::sleep(SHORTEST_POLL).await,
-                    Err(_) => tokio::time::sleep(guard.limits.poll_interval).await,
+                    Ok(()) => sleep(SHORTEST_POLL).await,
+                    Err(_) => sleep(guard.limits.poll_interval).await,
                 },
             }
             let Some(inner) = inner.upgrade() else { break };

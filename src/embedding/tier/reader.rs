@@ -12,12 +12,13 @@ use std::pin::pin;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use crate::timer::within;
 use tokio::sync::Notify;
-use tokio::time::timeout;
 
+use crate::embedding::era::Era;
 use crate::embedding::key::form::Form;
 use crate::embedding::{EmbeddingCache, EmbeddingKey, Inner};
-use crate::sharded::{Room, Terms};
+use crate::sharded::{Condition, Terms};
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::vector::EmbeddingVector;
 
@@ -33,8 +34,8 @@ use super::wire::Rejected;
 pub(super) struct Asked<K> {
     key: K,
     digest: [u8; 32],
-    /// That of the core when it was first asked for.
-    epoch: u64,
+    /// That in which it was first asked for.
+    era: Era,
     bucket: u8,
     /// Whether the tier was asked. Relaxed: only tells whom a missed deadline is to be laid to.
     begun: AtomicBool,
@@ -87,7 +88,7 @@ where
             asked.wait().await;
         }
     };
-    drop(timeout(guard.limits.soft_deadline, all).await);
+    drop(within(guard.limits.soft_deadline, all).await);
     // By bucket: whether it has answered all that it was asked for.
     let mut buckets = BTreeMap::new();
     let answers = asked.iter().map(|asked| {
@@ -127,7 +128,7 @@ where
         return vec![None; keys.len()];
     };
     poll(cache, guard);
-    let (epoch, namespace) = (cache.inner.core.epoch(), guard.known());
+    let (era, namespace) = (cache.inner.eras.current(), guard.known());
     // Hashed before the lock.
     let passed: Vec<_> = keys
         .iter()
@@ -154,7 +155,7 @@ where
         let entry = asked.entry(digest);
         match &entry {
             // Not one from before an invalidation: what it finds may be of before, too.
-            Entry::Occupied(joined) if joined.get().epoch == epoch => {
+            Entry::Occupied(joined) if joined.get().era.is(&era) => {
                 return Some(Arc::clone(joined.get()));
             }
             _ if is_full => {
@@ -166,7 +167,7 @@ where
         let new = Arc::new(Asked {
             key: key.clone(),
             digest,
-            epoch,
+            era: era.clone(),
             bucket,
             begun: AtomicBool::new(false),
             answer: OnceLock::new(),
@@ -374,18 +375,15 @@ async fn take<K: EmbeddingKey, S: BuildHasher>(
     let own = left
         .filter(|left| core.life_of(&asked.key.probe()).is_none_or(|life| *left < life))
         .filter(|left| *left <= crate::sharded::LONGEST_TIME_TO_LIVE);
-    let terms = Terms { time_to_live: own, epoch: Some(asked.epoch) };
-    let mut entry = Some((stored, vector.clone().into_shared()));
-    let attempt = |slice| match core.insert_absent(&mut entry, terms, Room::Made, slice) {
-        Err(error) if error.is_timeout() => None,
-        outcome => Some(outcome),
-    };
-    match inner.waiters.until(None, attempt).await? {
-        // What a put has stored meanwhile is newer.
-        Err(error) if error.is_present() => {
+    // Where there is a fresh value by now, that is newer.
+    let condition = Condition { epoch: core.epoch(), superseded: Some(asked.era.flag()) };
+    let terms = Terms { time_to_live: own, condition: Some(condition) };
+    let entry = Some((stored, vector.clone().into_shared()));
+    match inner.insert(entry, terms, None).await {
+        Err(error) if error.is_superseded() && asked.era.is_over() => None,
+        Err(error) if error.is_superseded() => {
             core.peek(&asked.key.probe()).map(|components| inner.vector(components))
         }
-        Err(error) if error.is_invalidated() => None,
         // Good, if it found no room.
         _ => Some(vector),
     }

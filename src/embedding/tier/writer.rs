@@ -7,8 +7,9 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
-use tokio::time::timeout;
+use crate::timer::within;
 
+use crate::embedding::era::Era;
 use crate::embedding::{Components, EmbeddingCache, EmbeddingKey, Inner};
 
 use super::contract::TierEntry;
@@ -29,10 +30,10 @@ struct Write {
 #[derive(Debug)]
 enum Target {
     Key(TierKey),
-    /// The nonces were not known: the digest, and the epoch from before it was loaded.
+    /// The nonces were not known: the digest, and the era from before it was loaded.
     Unknown {
         digest: [u8; 32],
-        epoch: u64,
+        era: Era,
     },
 }
 
@@ -64,7 +65,7 @@ impl Writes {
     }
 }
 
-/// Queues a vector that is stored in the first tier. `epoch` is from before it was loaded, or handed
+/// Queues a vector that is stored in the first tier. `era` is from before it was loaded, or handed
 /// in; `own_life` is the time-to-live that it was stored with, if not that of the cache.
 pub(crate) fn enqueue<K, S>(
     cache: &EmbeddingCache<K, S>,
@@ -72,7 +73,7 @@ pub(crate) fn enqueue<K, S>(
     key: &K,
     components: &Components,
     own_life: Option<Duration>,
-    epoch: u64,
+    era: Era,
 ) where
     K: EmbeddingKey,
     S: std::hash::BuildHasher + Send + Sync + 'static,
@@ -84,9 +85,9 @@ pub(crate) fn enqueue<K, S>(
     }
     let digest = key.tier_digest();
     let target = match guard.known() {
-        None => Target::Unknown { digest, epoch },
+        None => Target::Unknown { digest, era },
         Some(_) => {
-            let Some(namespace) = guard.namespace_since(inner, epoch) else { return };
+            let Some(namespace) = guard.namespace_of(&era) else { return };
             Target::Key(TierKey::new::<K>(digest, &namespace))
         }
     };
@@ -156,7 +157,7 @@ where
             written.await;
         }
     };
-    drop(timeout(deadline, written).await);
+    drop(within(deadline, written).await);
     guard.writes.lock().left()
 }
 
@@ -215,7 +216,7 @@ async fn write<K: EmbeddingKey, S>(
     batch: Vec<Write>,
 ) {
     if guard.known().is_none() && !guard.breaker(0).is_open() {
-        // Nobody has read yet. Without a cache there is no epoch to compare, either.
+        // Nobody has read yet. Without a cache there is nothing to clear, either.
         let Some(inner) = inner else { return guard.counts.write_failures.add(batch.len()) };
         if let Err(error) = refresh(inner, guard).await {
             guard.failed(0, error.kind());
@@ -226,9 +227,9 @@ async fn write<K: EmbeddingKey, S>(
     for Write { target, components, expires_at } in batch {
         let key = match target {
             Target::Key(key) => Some(key),
-            Target::Unknown { digest, epoch } => inner
-                .and_then(|inner| guard.namespace_since(inner, epoch))
-                .map(|namespace| TierKey::new::<K>(digest, &namespace)),
+            Target::Unknown { digest, era } => {
+                guard.namespace_of(&era).map(|namespace| TierKey::new::<K>(digest, &namespace))
+            }
         };
         let Some(key) = key else {
             guard.counts.dropped.one();

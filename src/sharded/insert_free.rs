@@ -1,5 +1,4 @@
-//! Inserting what was read elsewhere: only where nothing is stored, and if it must be without
-//! evicting anybody.
+//! Inserting what may not push anything out.
 
 use std::hash::{BuildHasher, Hash};
 use std::time::Duration;
@@ -11,50 +10,33 @@ use super::put::Newcomer;
 use super::shard::{Once, Patience, Until};
 use super::write::Terms;
 
-/// What an insert of an absent key may do to others.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Room {
-    /// As a put: others leave where there is no room.
-    #[cfg(feature = "tier")]
-    Made,
-    /// Only room that is free is taken.
-    Free,
-}
-
 impl<K, V, S> ShardedCache<K, V, S>
 where
     K: Hash + Eq,
     S: BuildHasher,
 {
-    /// Stores what is in `entry` if its key has no fresh value. Waits for the lock at most `wait`;
-    /// zero tries once. Counts an insertion, and no refusal. Afterwards `entry` holds what was not
-    /// stored.
-    ///
-    /// The write lock of one shard, under which the key is looked for: a put at the same time either
-    /// comes before, and stays, or after, and replaces.
+    /// Stores what is in `entry` in room that is free. Waits for the lock at most `wait`; zero tries
+    /// once. Counts an insertion, and no refusal. Afterwards `entry` holds what was not stored.
     ///
     /// # Errors
     ///
-    /// As an insert; and `ErrorKind::Present` if the key has a fresh value, and
-    /// `ErrorKind::Contended` where only free room may be taken and there is none.
-    pub(crate) fn insert_absent(
+    /// As an insert; contended where there is no free room.
+    pub(crate) fn insert_into_free_room(
         &self,
         entry: &mut Option<(K, V)>,
-        terms: Terms,
-        room: Room,
+        terms: Terms<'_>,
         wait: Duration,
     ) -> Result<(), CacheError> {
         match wait {
-            Duration::ZERO => self.insert_absent_within(entry, terms, room, Once),
-            wait => self.insert_absent_within(entry, terms, room, Until::after(wait)),
+            Duration::ZERO => self.insert_free(entry, terms, Once),
+            wait => self.insert_free(entry, terms, Until::after(wait)),
         }
     }
 
-    fn insert_absent_within<P: Patience>(
+    fn insert_free<P: Patience>(
         &self,
         entry: &mut Option<(K, V)>,
-        terms: Terms,
-        room: Room,
+        terms: Terms<'_>,
         patience: P,
     ) -> Result<(), CacheError> {
         let Some((key, value)) = &*entry else { return Ok(()) };
@@ -63,9 +45,8 @@ where
         self.admit(&ticket, terms.time_to_live)?;
         let mut newcomer = entry.take().map(|(key, value)| Newcomer { key, value, ticket });
         let mut farewell = self.farewell();
-        let mut put = self.start_put(at, ticket.now, terms.epoch);
-        put.only_absent = true;
-        put.only_free_room = room == Room::Free;
+        let mut put = self.start_put(at, ticket.now, terms.condition);
+        put.only_free_room = true;
         let outcome = self.carry_out(&mut put, &mut newcomer, &mut farewell, patience);
         drop(put);
         farewell.end();
