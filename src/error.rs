@@ -105,6 +105,9 @@ pub(crate) enum ErrorKind {
     #[error("the keys of the snapshot{} are {found}, those of this cache {expected}", named(path))]
     SnapshotKeys { path: String, found: &'static str, expected: &'static str },
     #[cfg(feature = "tier")]
+    #[error("the hasher was set after the second tier; it is to be set before")]
+    TierBeforeHasher,
+    #[cfg(feature = "tier")]
     #[error("not invalidated in the second tier: {cause}")]
     TierFailed { cause: Arc<crate::tier::TierError> },
     #[error("a time-to-idle of {tti:?} is over the limit of {limit:?}")]
@@ -317,6 +320,10 @@ impl CacheError {
     /// runtime was called where there is none.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
+        #[cfg(feature = "tier")]
+        if matches!(self.0.kind, ErrorKind::TierBeforeHasher) {
+            return true;
+        }
         matches!(
             self.0.kind,
             ErrorKind::ShardCount { .. }

@@ -9,5 +9,5 @@ for features in --no-default-features "--features serde" "--features metrics" "-
     cargo test $features --lib --test contracts --test metrics --test spans
 done
 printf -- '--- cargo test --all-features\n'
-cargo test --all-features --lib --test contracts --test semantics --test keys --test loading --test metrics --test spans
+cargo test --all-features --lib --test contracts --test semantics --test keys --test loading --test metrics --test spans --test snapshot --test tier
 cargo test --all-features --doc

@@ -89,8 +89,19 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let mut results = Vec::new();
         let mut admitted = Vec::new();
         let mut positions = Vec::new();
+        #[cfg(feature = "tier")]
+        let mut both = self.both();
         for (key, vector) in entries {
             let vector = vector.into();
+            #[cfg(feature = "tier")]
+            let vector = match &mut both {
+                None => vector,
+                Some(both) => {
+                    let vector = both.rounded(vector);
+                    both.note(results.len(), &key, &vector, None);
+                    vector
+                }
+            };
             match self.admit(&key, &vector) {
                 Ok(stored) => {
                     self.inner.inflight.supersede(&key.probe());
@@ -104,6 +115,10 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let stored = self.inner.insert_all(admitted, Terms::default()).await;
         for (position, result) in positions.into_iter().zip(stored) {
             results[position] = result;
+        }
+        #[cfg(feature = "tier")]
+        if let Some(both) = both {
+            both.end(&results);
         }
         results
     }

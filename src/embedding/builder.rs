@@ -47,7 +47,7 @@ pub struct EmbeddingCacheBuilder<K: EmbeddingKey = CacheKey, S = DefaultHashBuil
     loading: Loading,
     name: String,
     #[cfg(feature = "tier")]
-    tier: Option<super::tier::SecondTier>,
+    tier: Option<super::tier::ToAttach<K, S>>,
 }
 
 /// What bounds the loads of a cache.
@@ -347,9 +347,13 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     ///
     /// Needs a tokio runtime wherever the cache is used; a put from a thread outside one
     /// uses the runtime that this is called in, or that another operation was called in before.
+    /// To be called after [`hasher`](Self::hasher).
     #[cfg(feature = "tier")]
-    pub fn tier(self, tier: impl Into<super::tier::SecondTier>) -> Self {
-        Self { tier: Some(tier.into()), ..self }
+    pub fn tier(self, tier: impl Into<super::tier::SecondTier>) -> Self
+    where
+        S: Send + Sync + 'static,
+    {
+        Self { tier: Some(super::tier::ToAttach::new(tier.into())), ..self }
     }
 
     /// Another source of time, for tests.
@@ -368,7 +372,9 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
             loading: self.loading,
             name: self.name,
             #[cfg(feature = "tier")]
-            tier: self.tier,
+            tier: self
+                .tier
+                .map(|tier| super::tier::ToAttach { second: tier.second, starters: None }),
         }
     }
 
@@ -418,13 +424,21 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
             .weigher(weigh::<K>)
             .size(|_: &Stored<K>, components: &Components| components.len() as u64)
             .build()?;
+        #[cfg(feature = "tier")]
+        let tier = match self.tier {
+            None => None,
+            Some(super::tier::ToAttach { second, starters: Some(starters) }) => {
+                Some(super::tier::Attached::new(second, starters, &self.name))
+            }
+            Some(_) => return Err(crate::error::ErrorKind::TierBeforeHasher.into()),
+        };
         Ok(EmbeddingCache::from_core(
             core,
             self.admission,
             self.loading,
             &self.name,
             #[cfg(feature = "tier")]
-            self.tier,
+            tier,
         ))
     }
 }

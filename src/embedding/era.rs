@@ -19,7 +19,7 @@ use crate::sync::atomic::{
 
 /// The time between two invalidations.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Era(Arc<AtomicBool>);
+pub(crate) struct Era(Arc<AtomicBool>);
 
 impl Era {
     /// Whether something was invalidated since it was noted.
@@ -41,7 +41,7 @@ impl Era {
 
 /// The era of a cache.
 #[derive(Debug, Default)]
-pub(super) struct Eras(Mutex<Era>);
+pub(crate) struct Eras(Mutex<Era>);
 
 impl Eras {
     pub(super) fn current(&self) -> Era {

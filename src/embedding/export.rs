@@ -82,14 +82,26 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     ) -> Vec<Result<(), CacheError>> {
         let mut results: Vec<Result<(), CacheError>> = Vec::new();
         let mut run = Run { life: None, admitted: Vec::new(), positions: Vec::new() };
+        #[cfg(feature = "tier")]
+        let mut both = self.both();
         for (key, vector, life) in entries {
             let vector = vector.into();
+            #[cfg(feature = "tier")]
+            let vector = match &mut both {
+                None => vector,
+                Some(both) => {
+                    let vector = both.rounded(vector);
+                    both.note(results.len(), &key, &vector, life);
+                    vector
+                }
+            };
             if life != run.life || run.admitted.len() == LONGEST_RUN {
                 self.put_run(&mut run, &mut results).await;
                 run.life = life;
             }
             match self.admit(&key, &vector) {
                 Ok(stored) => {
+                    self.inner.inflight.supersede(&key.probe());
                     run.positions.push(results.len());
                     run.admitted.push((stored, vector.into_shared()));
                     results.push(Ok(()));
@@ -98,6 +110,10 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             }
         }
         self.put_run(&mut run, &mut results).await;
+        #[cfg(feature = "tier")]
+        if let Some(both) = both {
+            both.end(&results);
+        }
         results
     }
 

@@ -285,6 +285,12 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// | `embedding_cache_evictions_total` | counter | entries that left; label `cause`: `size`, `weight`, `expired`, `removed` |
     /// | `embedding_cache_entries`, `_bytes`, `_keys_in_flight` | gauge | what is held |
     ///
+    /// With a second tier also `embedding_cache_tier_hits_total`, `_misses_total`, `_late_total`,
+    /// `_writes_total`, `_write_failures_total`, `_dropped_total`, `_skipped_total` (label `why`),
+    /// `_failures_total` (label `kind`) and `_rejected_total` (label `reason`), the gauges
+    /// `_queue_bytes`, `_breaker_open` and `_namespace_age_seconds`, and the histogram
+    /// `_read_seconds`, as it happens.
+    ///
     /// Each has the label `cache`.
     ///
     /// ```
@@ -295,6 +301,10 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     pub fn publish_metrics(&self) {
         self.inner.observer.publish(&self.info());
+        #[cfg(feature = "tier")]
+        if let Some(tier) = &self.inner.tier {
+            tier.guard.publish();
+        }
     }
 }
 

@@ -131,7 +131,7 @@ struct Inner<K: EmbeddingKey, S> {
     /// For what is read elsewhere.
     eras: era::Eras,
     #[cfg(feature = "tier")]
-    tier: Option<Arc<tier::Guard<K>>>,
+    tier: Option<tier::Attached<K, S>>,
 }
 
 impl<K: EmbeddingKey, S> Inner<K, S> {
@@ -142,8 +142,9 @@ impl<K: EmbeddingKey, S> Inner<K, S> {
     }
 }
 
+#[cfg(not(feature = "tier"))]
 impl<K: EmbeddingKey, S> Inner<K, S> {
-    /// The nonces of the second tier, for a snapshot; empty without one.
+    /// The nonces of the second tier, for a snapshot: there is none.
     #[allow(clippy::unused_self)]
     fn namespaces(&self) -> Vec<u8> {
         Vec::new()
@@ -193,7 +194,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
         admission: Admission,
         loading: Loading,
         name: &str,
-        #[cfg(feature = "tier")] tier: Option<tier::SecondTier>,
+        #[cfg(feature = "tier")] tier: Option<tier::Attached<K, S>>,
     ) -> Self {
         let inner = Inner {
             core,
@@ -208,7 +209,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
             observer: Observer::new(name),
             eras: era::Eras::default(),
             #[cfg(feature = "tier")]
-            tier: tier.map(|tier| Arc::new(tier::Guard::new(tier, name))),
+            tier,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -230,7 +231,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
         let stats = self.inner.observer.add_to(self.inner.core.stats());
         #[cfg(feature = "tier")]
         let stats = CacheStats {
-            tier: self.inner.tier.as_ref().map(|tier| tier.stats()).unwrap_or_default(),
+            tier: self.inner.tier.as_ref().map(|tier| tier.guard.stats()).unwrap_or_default(),
             ..stats
         };
         stats

@@ -28,7 +28,7 @@ pub(super) fn from_reader<K: EmbeddingKey, S: BuildHasher>(
     progress: &SnapshotProgress,
 ) -> Result<SnapshotReport, CacheError> {
     let path = Path::new("");
-    let mut load = Load::open::<K>(&mut from, path, pace, progress)?;
+    let mut load = Load::open(cache, &mut from, path, pace, progress)?;
     let era = cache.inner.eras.current();
     while load.step(cache, &mut from, &era).map_err(failed(path))? {}
     Ok(progress.report())
@@ -41,7 +41,7 @@ pub(super) fn from_path<K: EmbeddingKey, S: BuildHasher>(
     progress: &SnapshotProgress,
 ) -> Result<SnapshotReport, CacheError> {
     let mut from = open(path)?;
-    let mut load = Load::open::<K>(&mut from, path, pace, progress)?;
+    let mut load = Load::open(cache, &mut from, path, pace, progress)?;
     let era = cache.inner.eras.current();
     while load.step(cache, &mut from, &era).map_err(failed(path))? {}
     Ok(progress.report())
@@ -58,7 +58,7 @@ where
     S: BuildHasher + Send + Sync + 'static,
 {
     let mut from = open(path)?;
-    let mut load = Load::open::<K>(&mut from, path, pace, &progress)?;
+    let mut load = Load::open(cache, &mut from, path, pace, &progress)?;
     let (path, inner) = (path.to_owned(), Arc::downgrade(&cache.inner));
     // From now on, not from when the thread comes to it.
     let era = cache.inner.eras.current();
@@ -143,6 +143,9 @@ impl fmt::Debug for SnapshotLoad {
 
 /// A load between two blocks.
 struct Load {
+    /// Which of the keys still are what they were when it was saved.
+    #[cfg(feature = "tier")]
+    fits: crate::embedding::tier::Fits,
     payload: Vec<u8>,
     number: u64,
     read: u64,
@@ -157,7 +160,9 @@ struct Load {
 const SLICE: Duration = Duration::from_millis(50);
 
 impl Load {
-    fn open<K: EmbeddingKey>(
+    #[cfg_attr(not(feature = "tier"), allow(unused_variables))]
+    fn open<K: EmbeddingKey, S>(
+        cache: &EmbeddingCache<K, S>,
         from: &mut impl Read,
         path: &Path,
         pace: Pace,
@@ -181,6 +186,8 @@ impl Load {
         let read = header.to_bytes().len() as u64;
         progress.add(Count::Bytes, read);
         Ok(Self {
+            #[cfg(feature = "tier")]
+            fits: cache.inner.fits(&header.namespaces),
             payload: Vec::new(),
             number: 0,
             read,
@@ -267,6 +274,10 @@ impl Load {
         let now = unix_millis(core.wall_time());
         if expires_at != 0 && expires_at <= now {
             return Ok(Count::Expired);
+        }
+        #[cfg(feature = "tier")]
+        if !self.fits.holds(&key) {
+            return Ok(Count::Invalidated);
         }
         let vector = EmbeddingVector::from(components);
         let Ok(stored) = <K as Form>::to_stored(&key) else { return Ok(Count::Refused) };

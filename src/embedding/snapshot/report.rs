@@ -30,6 +30,8 @@ pub struct SnapshotReport {
     pub present: u64,
     /// Records whose life was over.
     pub expired: u64,
+    /// Records that were invalidated in the second tier after they were saved, or may have been.
+    pub invalidated: u64,
     /// Records that the cache does not take: other dimensions than it is set to, say.
     pub refused: u64,
     /// Blocks that were damaged; nothing of them was used.
@@ -50,6 +52,7 @@ struct Counts {
     too_large: AtomicU64,
     present: AtomicU64,
     expired: AtomicU64,
+    invalidated: AtomicU64,
     refused: AtomicU64,
     damaged_blocks: AtomicU64,
     complete: AtomicBool,
@@ -84,6 +87,7 @@ impl SnapshotProgress {
             too_large: counts.too_large.load(Relaxed),
             present: counts.present.load(Relaxed),
             expired: counts.expired.load(Relaxed),
+            invalidated: counts.invalidated.load(Relaxed),
             refused: counts.refused.load(Relaxed),
             damaged_blocks: counts.damaged_blocks.load(Relaxed),
             complete: counts.complete.load(Relaxed),
@@ -110,6 +114,8 @@ impl SnapshotProgress {
             Count::TooLarge => &counts.too_large,
             Count::Present => &counts.present,
             Count::Expired => &counts.expired,
+            #[cfg(feature = "tier")]
+            Count::Invalidated => &counts.invalidated,
             Count::Refused => &counts.refused,
             Count::DamagedBlocks => &counts.damaged_blocks,
         };
@@ -135,6 +141,8 @@ pub(super) enum Count {
     TooLarge,
     Present,
     Expired,
+    #[cfg(feature = "tier")]
+    Invalidated,
     Refused,
     DamagedBlocks,
 }

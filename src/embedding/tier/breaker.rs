@@ -169,7 +169,7 @@ mod tests {
     async fn one_probe_passes_after_the_pause_and_closes_it_or_opens_it_for_longer() {
         let epoch = Instant::now();
         let breaker = Breaker::default();
-        (0..3).for_each(|_| drop(breaker.failed(epoch)));
+        assert_eq!((0..3).filter_map(|_| breaker.failed(epoch)).count(), 1);
         tokio::time::advance(Duration::from_millis(700)).await;
         assert_eq!(breaker.pass(epoch), Pass::Open);
         tokio::time::advance(Duration::from_millis(600)).await;

@@ -30,8 +30,8 @@ where
     pub async fn get_through(&self, key: &K) -> Option<EmbeddingVector> {
         let found = self.get(key).await;
         match &self.inner.tier {
-            Some(guard) if found.is_none() => {
-                Box::pin(reader::ask(self, guard, &[key])).await.into_iter().next().flatten()
+            Some(tier) if found.is_none() => {
+                Box::pin(reader::ask(self, tier, &[key])).await.into_iter().next().flatten()
             }
             _ => found,
         }
@@ -46,7 +46,7 @@ where
     pub async fn get_through_many(&self, keys: impl AsRef<[K]>) -> Vec<Option<EmbeddingVector>> {
         let keys = keys.as_ref();
         let mut found = self.get_many(keys).await;
-        let Some(guard) = &self.inner.tier else { return found };
+        let Some(tier) = &self.inner.tier else { return found };
         // Each distinct key once.
         let mut places = std::collections::HashMap::<&K, Vec<usize>>::new();
         for (place, key) in keys.iter().enumerate().filter(|&(place, _)| found[place].is_none()) {
@@ -56,7 +56,7 @@ where
             return found;
         }
         let (missing, places): (Vec<&K>, Vec<_>) = places.into_iter().unzip();
-        let answers = Box::pin(reader::ask(self, guard, &missing)).await;
+        let answers = Box::pin(reader::ask(self, tier, &missing)).await;
         for (answer, places) in answers.into_iter().zip(places) {
             places.into_iter().for_each(|place| found[place].clone_from(&answer));
         }
@@ -72,7 +72,7 @@ where
     /// Dropped at an `.await`, it has changed nothing: writing goes on.
     pub async fn tier_flush(&self, deadline: Duration) -> usize {
         match &self.inner.tier {
-            Some(guard) => writer::flush(self, guard, deadline).await,
+            Some(tier) => writer::flush(self, &tier.guard, deadline).await,
             None => 0,
         }
     }
@@ -134,7 +134,8 @@ where
 
     /// See the head of `guard.rs`.
     async fn invalidate_in_tier(&self, scope: Scope) -> Result<(), CacheError> {
-        let Some(guard) = &self.inner.tier else { return Ok(()) };
+        let Some(tier) = &self.inner.tier else { return Ok(()) };
+        let guard = &*tier.guard;
         let failed = |error| CacheError::from(ErrorKind::TierFailed { cause: Arc::new(error) });
         guard.in_time(guard.tier.0.invalidate(scope)).await.map_err(failed)?;
         refresh(&self.inner, guard).await.map_err(failed)?;

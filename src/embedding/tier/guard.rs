@@ -79,6 +79,7 @@ pub(crate) struct Guard<K> {
 #[derive(Debug, Clone)]
 struct Known {
     namespace: Arc<Namespace>,
+    #[cfg_attr(not(feature = "metrics"), allow(dead_code))]
     at: Instant,
 }
 
@@ -136,13 +137,13 @@ impl<K: EmbeddingKey> Guard<K> {
 
     /// For how long nobody has heard of the nonces.
     #[cfg(feature = "metrics")]
-    pub(crate) fn namespace_age(&self) -> Option<Duration> {
+    fn namespace_age(&self) -> Option<Duration> {
         self.namespace.lock().as_ref().map(|known| known.at.elapsed())
     }
 
     /// How many parts of the tier are left alone.
     #[cfg(feature = "metrics")]
-    pub(crate) fn open_breakers(&self) -> usize {
+    fn open_breakers(&self) -> usize {
         self.breakers.iter().filter(|breaker| breaker.is_open()).count()
     }
 
@@ -151,6 +152,65 @@ impl<K: EmbeddingKey> Guard<K> {
     pub(super) fn namespace_of(&self, era: &Era) -> Option<Arc<Namespace>> {
         let namespace = self.known()?;
         (!era.is_over()).then_some(namespace)
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(super) fn record_read(&self, took: Duration) {
+        let cache = self.name.to_string();
+        metrics::histogram!("embedding_cache_tier_read_seconds", "cache" => cache).record(took);
+    }
+
+    /// Copies counts and gauges into the metrics of the recorder that is installed.
+    #[cfg(feature = "metrics")]
+    pub(crate) fn publish(&self) {
+        use metrics::{counter, gauge};
+        let name = || self.name.to_string();
+        let stats = self.stats();
+        let count = |metric: &'static str, value: u64| {
+            counter!(metric, "cache" => name()).absolute(value);
+        };
+        count("embedding_cache_tier_hits_total", stats.hits);
+        count("embedding_cache_tier_misses_total", stats.misses);
+        count("embedding_cache_tier_late_total", stats.late);
+        count("embedding_cache_tier_writes_total", stats.writes);
+        count("embedding_cache_tier_write_failures_total", stats.write_failures);
+        count("embedding_cache_tier_dropped_total", stats.dropped);
+        let labelled =
+            |metric: &'static str, label: &'static str, values: &[(&'static str, u64)]| {
+                for &(of, value) in values {
+                    counter!(metric, "cache" => name(), label => of).absolute(value);
+                }
+            };
+        let skipped = [
+            ("open", stats.skipped_open),
+            ("full", stats.skipped_full),
+            ("no_runtime", stats.skipped_no_runtime),
+        ];
+        labelled("embedding_cache_tier_skipped_total", "why", &skipped);
+        let failures = [
+            ("timeout", stats.failures_timeout),
+            ("connection", stats.failures_connection),
+            ("refused", stats.failures_refused),
+            ("other", stats.failures_other),
+        ];
+        labelled("embedding_cache_tier_failures_total", "kind", &failures);
+        let rejected = [
+            ("foreign", stats.rejected_foreign),
+            ("length", stats.rejected_length),
+            ("type", stats.rejected_type),
+            ("dimensions", stats.rejected_dimensions),
+            ("checksum", stats.rejected_checksum),
+            ("signature", stats.rejected_signature),
+            ("expired", stats.rejected_expired),
+            ("admission", stats.rejected_admission),
+        ];
+        labelled("embedding_cache_tier_rejected_total", "reason", &rejected);
+        let show = |metric: &'static str, value: f64| gauge!(metric, "cache" => name()).set(value);
+        show("embedding_cache_tier_queue_bytes", self.writes.lock().bytes() as f64);
+        show("embedding_cache_tier_breaker_open", self.open_breakers() as f64);
+        if let Some(age) = self.namespace_age() {
+            show("embedding_cache_tier_namespace_age_seconds", age.as_secs_f64());
+        }
     }
 
     /// The bucket of a key, and what its breaker says.

@@ -4,6 +4,7 @@
 //! Time-outs, the breaker, queues, the form of values and the counts are the cache's, so that every
 //! tier behaves alike. Crates with tiers: `embedding-cache-redis`.
 
+mod attached;
 mod breaker;
 mod contract;
 mod face;
@@ -12,6 +13,7 @@ mod key;
 mod namespace;
 mod options;
 mod reader;
+mod saved;
 mod stats;
 mod wire;
 mod writer;
@@ -24,10 +26,10 @@ pub use namespace::{Namespace, Nonce, Scope};
 pub use options::SecondTier;
 pub use stats::TierStats;
 
-pub(crate) use guard::Guard;
+pub(crate) use attached::{Attached, ToAttach};
 pub(crate) use key::texts_digest;
 pub(crate) use reader::ask;
-pub(crate) use writer::enqueue;
+pub(crate) use saved::Fits;
 
 /// The time of day by the clock of the cache.
 fn unix_millis<K: EmbeddingKey, S>(inner: &Inner<K, S>) -> u64 {

@@ -22,6 +22,7 @@ use crate::sharded::{Condition, Terms};
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::vector::EmbeddingVector;
 
+use super::attached::Attached;
 use super::breaker::Pass;
 use super::contract::{Lookup, TierError, TierErrorKind};
 use super::guard::{Guard, poll, probe, refresh};
@@ -75,7 +76,7 @@ impl<K> Default for Reads<K> {
 /// deadline.
 pub(crate) async fn ask<K, S>(
     cache: &EmbeddingCache<K, S>,
-    guard: &Arc<Guard<K>>,
+    Attached { guard, .. }: &Attached<K, S>,
     keys: &[&K],
 ) -> Vec<Option<EmbeddingVector>>
 where
@@ -88,7 +89,8 @@ where
             asked.wait().await;
         }
     };
-    drop(within(guard.limits.soft_deadline, all).await);
+    // Either way the answers say it.
+    let _ = within(guard.limits.soft_deadline, all).await;
     // By bucket: whether it has answered all that it was asked for.
     let mut buckets = BTreeMap::new();
     let answers = asked.iter().map(|asked| {
@@ -322,10 +324,14 @@ where
         let message = format!("it answered {} of {} keys", found.len(), keys.len());
         Err(TierError::new(TierErrorKind::Other, message))
     };
+    #[cfg(feature = "metrics")]
+    let started = crate::timer::Instant::now();
     let found = match guard.in_time(looked).await {
         Ok(found) => found,
         Err(error) => return guard.failed(bucket, error.kind()),
     };
+    #[cfg(feature = "metrics")]
+    guard.record_read(started.elapsed());
     let now = super::unix_millis(&inner);
     let mut failure = None;
     for ((asked, key), found) in batch.asked.iter().zip(&keys).zip(found) {

@@ -61,15 +61,16 @@ impl Precision {
         }
     }
 
-    /// What a component is once it was written and read.
+    /// Single, where a component is beyond what a half can hold.
     #[cfg(feature = "tier-f16")]
-    pub(super) fn round(self, components: &[f32]) -> Option<Arc<[f32]>> {
-        match self {
-            Self::Single => None,
-            Self::Half => {
-                Some(components.iter().map(|&x| half::f16::from_f32(x).to_f32()).collect())
-            }
-        }
+    fn fitting(self, components: &[f32]) -> Self {
+        let fits = |x: &f32| x.abs() <= half::f16::MAX.to_f32() || !x.is_finite();
+        if components.iter().all(fits) { self } else { Self::Single }
+    }
+
+    #[cfg(not(feature = "tier-f16"))]
+    fn fitting(self, _: &[f32]) -> Self {
+        self
     }
 }
 
@@ -122,6 +123,17 @@ pub(super) struct Format {
 }
 
 impl Format {
+    /// What `components` are once they were written and read, where that is something else.
+    pub(super) fn rounded(&self, components: &[f32]) -> Option<Arc<[f32]>> {
+        match self.precision.fitting(components) {
+            Precision::Single => None,
+            #[cfg(feature = "tier-f16")]
+            Precision::Half => {
+                Some(components.iter().map(|&x| half::f16::from_f32(x).to_f32()).collect())
+            }
+        }
+    }
+
     /// The value of `components` under `key`, good until `expires_at` in Unix milliseconds; 0 is
     /// for ever. `None` if it has no component or too many. One allocation; `O(dimensions)`.
     pub(super) fn encode(
@@ -134,17 +146,18 @@ impl Format {
         if dimensions == 0 || dimensions > MOST_DIMENSIONS {
             return None;
         }
-        let mut value = Vec::with_capacity(HEADER + self.precision.width() * dimensions);
+        let precision = self.precision.fitting(components);
+        let mut value = Vec::with_capacity(HEADER + precision.width() * dimensions);
         value.extend_from_slice(&MAGIC);
         let flags = if self.secret.is_some() { SIGNED } else { 0 };
-        value.extend_from_slice(&[self.precision.number(), flags, 0, 0]);
+        value.extend_from_slice(&[precision.number(), flags, 0, 0]);
         value.extend_from_slice(&(dimensions as u32).to_le_bytes());
         value.extend_from_slice(&[0; 4]);
         value.extend_from_slice(&expires_at.to_le_bytes());
         value.extend_from_slice(&[0; HEADER - COVERED]);
-        value.resize(HEADER + self.precision.width() * dimensions, 0);
+        value.resize(HEADER + precision.width() * dimensions, 0);
         let payload = &mut value[HEADER..];
-        match self.precision {
+        match precision {
             Precision::Single => {
                 let places = payload.as_chunks_mut().0.iter_mut().zip(components);
                 places.for_each(|(place, x)| *place = x.to_le_bytes());

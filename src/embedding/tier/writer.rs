@@ -12,6 +12,7 @@ use crate::timer::within;
 use crate::embedding::era::Era;
 use crate::embedding::{Components, EmbeddingCache, EmbeddingKey, Inner};
 
+use super::attached::Attached;
 use super::contract::TierEntry;
 use super::guard::{Guard, poll, refresh};
 use super::key::TierKey;
@@ -67,16 +68,16 @@ impl Writes {
 
 /// Queues a vector that is stored in the first tier. `era` is from before it was loaded, or handed
 /// in; `own_life` is the time-to-live that it was stored with, if not that of the cache.
-pub(crate) fn enqueue<K, S>(
+pub(super) fn enqueue<K, S>(
     cache: &EmbeddingCache<K, S>,
-    guard: &Arc<Guard<K>>,
+    Attached { guard, starters }: &Attached<K, S>,
     key: &K,
     components: &Components,
     own_life: Option<Duration>,
-    era: Era,
+    era: &Era,
 ) where
     K: EmbeddingKey,
-    S: std::hash::BuildHasher + Send + Sync + 'static,
+    S: std::hash::BuildHasher,
 {
     let inner = &cache.inner;
     let life = own_life.or_else(|| inner.core.life_of(&key.probe()));
@@ -85,9 +86,9 @@ pub(crate) fn enqueue<K, S>(
     }
     let digest = key.tier_digest();
     let target = match guard.known() {
-        None => Target::Unknown { digest, era },
+        None => Target::Unknown { digest, era: era.clone() },
         Some(_) => {
-            let Some(namespace) = guard.namespace_of(&era) else { return };
+            let Some(namespace) = guard.namespace_of(era) else { return };
             Target::Key(TierKey::new::<K>(digest, &namespace))
         }
     };
@@ -113,12 +114,12 @@ pub(crate) fn enqueue<K, S>(
     // Dropped after unlocking.
     guard.counts.dropped.add(dropped.len());
     if starts {
-        start(cache, guard);
+        (starters.write)(cache, guard);
     }
 }
 
 /// Starts the task that writes, which was found not to be there.
-fn start<K, S>(cache: &EmbeddingCache<K, S>, guard: &Arc<Guard<K>>)
+pub(super) fn start<K, S>(cache: &EmbeddingCache<K, S>, guard: &Arc<Guard<K>>)
 where
     K: EmbeddingKey,
     S: Send + Sync + 'static,
@@ -132,7 +133,7 @@ where
 
 /// Waits until all is written that was queued before, or `deadline` is over; how many entries are
 /// left.
-pub(crate) async fn flush<K, S>(
+pub(super) async fn flush<K, S>(
     cache: &EmbeddingCache<K, S>,
     guard: &Arc<Guard<K>>,
     deadline: Duration,
@@ -157,7 +158,8 @@ where
             written.await;
         }
     };
-    drop(within(deadline, written).await);
+    // Either way the number says it.
+    let _ = within(deadline, written).await;
     guard.writes.lock().left()
 }
 

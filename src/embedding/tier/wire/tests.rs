@@ -292,15 +292,24 @@ fn half_precision_keeps_the_direction_of_a_unit_vector() {
         let value = half.encode(&key(1), &unit, 0).unwrap();
         assert_eq!(value.len(), HEADER + 2 * dimensions);
         let (read, _) = half.decode(&key(1), &value, 0).unwrap();
-        assert_eq!(
-            read,
-            Precision::Half.round(&unit).unwrap(),
-            "what others read is what it keeps"
-        );
+        assert_eq!(read, half.rounded(&unit).unwrap(), "what others read is what it keeps");
         let product = |a: &[f32], b: &[f32]| {
             a.iter().zip(b).map(|(&a, &b)| f64::from(a) * f64::from(b)).sum::<f64>()
         };
         let cosine = product(&read, &unit) / (product(&read, &read) * product(&unit, &unit)).sqrt();
         assert!(1.0 - cosine < 1e-7, "1 - cos is {}", 1.0 - cosine);
     }
+}
+
+#[cfg(feature = "tier-f16")]
+#[test]
+fn what_a_half_cannot_hold_is_kept_and_written_as_it_is() {
+    let half = Format { precision: Precision::Half, secret: None };
+    let large = [70_000.0, 1e-9, 0.1];
+    assert!(half.rounded(&large).is_none());
+    let value = half.encode(&key(1), &large, 0).unwrap();
+    assert_eq!(
+        (value.len(), &*half.decode(&key(1), &value, 0).unwrap().0),
+        (HEADER + 12, &large[..])
+    );
 }
