@@ -89,6 +89,10 @@ pub(crate) enum ErrorKind {
     ContentKeyDigit { index: usize, found: char, limit: usize },
     #[error("a time-to-live of {ttl:?} is over the limit of {limit:?}")]
     TtlTooLong { ttl: Duration, limit: Duration },
+    #[error(
+        "a time-to-live of {ttl:?} and {grace:?} for which stale entries are kept are together over the limit of {limit:?}"
+    )]
+    GraceTooLong { ttl: Duration, grace: Duration, limit: Duration },
     #[error("what was loaded is older than an invalidation, a removal or a value of its key")]
     Superseded,
     #[error("cannot {operation} the snapshot{}: {cause}", named(path))]
@@ -277,10 +281,16 @@ impl CacheError {
         )
     }
 
-    /// The time-to-live, or the time-to-idle, is longer than the clock can count.
+    /// The time-to-live, alone or with how long stale entries are kept beyond it, or the
+    /// time-to-idle, is longer than the clock can count.
     #[must_use]
     pub fn is_invalid_ttl(&self) -> bool {
-        matches!(self.0.kind, ErrorKind::TtlTooLong { .. } | ErrorKind::TtiTooLong { .. })
+        matches!(
+            self.0.kind,
+            ErrorKind::TtlTooLong { .. }
+                | ErrorKind::TtiTooLong { .. }
+                | ErrorKind::GraceTooLong { .. }
+        )
     }
 
     /// Something newer came while the value was being loaded.
@@ -399,10 +409,6 @@ impl<K, V> InsertError<K, V> {
     #[cold]
     pub(crate) fn of(error: CacheError, entry: Option<(K, V)>) -> Result<(), Self> {
         entry.map_or(Ok(()), |(key, value)| Err(Self { error, key, value }))
-    }
-
-    pub(crate) fn key(&self) -> &K {
-        &self.key
     }
 
     /// Why the insert was refused.

@@ -5,7 +5,7 @@
 //! of threads and tasks should not wait for each other to get it. So a key's hash chooses one of N
 //! shards, and each shard has its own lock, its own order of eviction and its own cleanup guard.
 //!
-//! # Three caches
+//! # Two caches
 //!
 //! - [`EmbeddingCache`] is the one to use in a server: async, with typed keys and vectors that are
 //!   validated on the way in, loads that happen once whoever asks
@@ -13,8 +13,6 @@
 //!   bytes.
 //! - [`ShardedCache`] is the core below it: synchronous, for any key and any value that is cheap to
 //!   clone.
-//! - [`baseline::SingleLockCache`] is the design that this crate replaces, one lock around one map,
-//!   kept to be measured against.
 //!
 //! # Example
 //!
@@ -67,7 +65,6 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
-pub mod baseline;
 mod embedding;
 mod error;
 mod hasher;

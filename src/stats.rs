@@ -120,6 +120,10 @@ pub struct CacheInfo {
     pub memory_bytes: u64,
     /// The most bytes it may hold.
     pub memory_limit_bytes: u64,
+    /// Bytes of entries that are no longer held but whose memory is not given back yet: what a
+    /// `clear` that is under way, or was cancelled, has still to drop. Later writes drop it bit by
+    /// bit, and a cleanup all of it. `memory_bytes + unreclaimed_bytes` is what the cache takes.
+    pub unreclaimed_bytes: u64,
     /// Keys that are being loaded.
     pub keys_in_flight: usize,
     /// Into how many shards it is divided; 1 for a cache with a single lock.

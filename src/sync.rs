@@ -8,6 +8,13 @@
 mod imp {
     pub(crate) use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
     pub(crate) use std::sync::atomic;
+    pub(crate) use std::thread::ThreadId;
+    pub(crate) use std::thread_local;
+
+    /// Which thread this is.
+    pub(crate) fn thread_id() -> ThreadId {
+        std::thread::current().id()
+    }
 
     /// Unlocks and hands the lock to a waiter, if there is one, instead of letting this thread take
     /// it again at once: for loops that lock the same shard bite after bite.
@@ -76,6 +83,12 @@ mod imp {
 
     pub(crate) use shuttle::sync::atomic;
     pub(crate) use shuttle::sync::{RwLockReadGuard, RwLockWriteGuard};
+    pub(crate) use shuttle::thread::ThreadId;
+    pub(crate) use shuttle::thread_local;
+
+    pub(crate) fn thread_id() -> ThreadId {
+        shuttle::thread::current().id()
+    }
 
     /// How often a timed acquisition tries before it counts as timed out; shuttle has no clock.
     const TRIES: usize = 3;
@@ -157,10 +170,5 @@ mod imp {
         shuttle::thread::yield_now();
     }
 }
-
-#[cfg(shuttle)]
-pub(crate) use shuttle::thread_local;
-#[cfg(not(shuttle))]
-pub(crate) use std::thread_local;
 
 pub(crate) use imp::*;

@@ -13,7 +13,7 @@
 //! Under `--cfg shuttle` there is no clock: a wait counts as over after a few turns of the others.
 
 use std::future::{Future, poll_fn};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -30,9 +30,13 @@ pub(crate) async fn sleep(time: Duration) {
     }
 }
 
-/// What `future` comes to, if it does within `time`; dropped if not. It is polled at least once.
-pub(crate) async fn within<T>(time: Duration, future: impl Future<Output = T>) -> Option<T> {
-    let mut future = pin!(future);
+/// What `future` comes to, if it does within `time`. It is polled at least once.
+///
+/// Pinned by the caller: taken by value, it would be held twice.
+pub(crate) async fn within<F: Future>(
+    time: Duration,
+    mut future: Pin<&mut F>,
+) -> Option<F::Output> {
     let mut sleep = pin!(sleep(time));
     poll_fn(|cx| match future.as_mut().poll(cx) {
         Poll::Ready(output) => Poll::Ready(Some(output)),
@@ -93,6 +97,10 @@ mod imp {
         let mut sleep = pin!(sleep);
         let mut reserve = pin!(may_be_idle().then(|| process_sleep(end)));
         poll_fn(|cx| {
+            // Polled elsewhere now, and its runtime may not be driven any more.
+            if current() != Some(runtime) {
+                return Poll::Ready(false);
+            }
             // Those that a shutdown has ended have elapsed as well, and too early.
             if sleep.is_elapsed() {
                 return Poll::Ready(Instant::now() >= end);
@@ -135,7 +143,7 @@ mod imp {
         if cfg!(panic = "abort") || std::thread::panicking() {
             return None;
         }
-        let runtime = Handle::try_current().ok()?.id();
+        let runtime = current()?;
         if WITHOUT_TIMERS.knows(runtime) {
             return None;
         }
@@ -144,6 +152,10 @@ mod imp {
             WITHOUT_TIMERS.remember(runtime);
         }
         Some((sleep?, runtime))
+    }
+
+    fn current() -> Option<Id> {
+        Handle::try_current().ok().map(|runtime| runtime.id())
     }
 
     async fn process_sleep(end: Instant) {

@@ -71,12 +71,16 @@ fn steady(
     cache
 }
 
-/// The answer of a future that has it at once, without a runtime that might allocate for it.
+/// The answer of a future that has it at once, or gives others a turn at most where this thread was
+/// stopped meanwhile; without a runtime that might allocate for it.
 fn ready<T>(future: impl Future<Output = T>) -> T {
-    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(answer) => answer,
-        Poll::Pending => panic!("had to wait for a lock that nobody else uses"),
+    let mut future = pin!(future);
+    for _ in 0..10 {
+        if let Poll::Ready(answer) = future.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+            return answer;
+        }
     }
+    panic!("had to wait for a lock that nobody else uses");
 }
 
 /// Runs `operation` a thousand times, so that a rare path is taken too, and fails if any of them

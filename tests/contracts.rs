@@ -12,7 +12,6 @@ use std::panic::{RefUnwindSafe, UnwindSafe};
 use std::rc::Rc;
 use std::sync::Arc;
 
-use embedding_cache::baseline::SingleLockCache;
 use embedding_cache::{
     CacheError, CacheInfo, CacheKey, CacheStats, Clock, ContentKey, DefaultHashBuilder,
     DefaultHasher, EmbeddingCache, EmbeddingCacheBuilder, EmbeddingKey, EmbeddingVector, EntryInfo,
@@ -29,7 +28,6 @@ assert_impl_all!(EmbeddingCache: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(EmbeddingCache<ContentKey>: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(EmbeddingCache<embedding_cache::CacheKey, std::hash::RandomState>: Send, Sync, Unpin, Clone, Debug);
 assert_impl_all!(Core: Send, Sync, Unpin, Debug);
-assert_impl_all!(SingleLockCache: Send, Sync, Unpin, Clone);
 assert_impl_all!(EmbeddingCacheBuilder: Send, Unpin, Debug);
 assert_impl_all!(EmbeddingCacheBuilder<ContentKey>: Send, Unpin, Debug);
 assert_impl_all!(ShardedCacheBuilder<String, u64>: Send, Unpin, Debug);
@@ -102,6 +100,24 @@ fn small_things_are_small() {
     assert!(get <= 6 * size_of::<usize>(), "{get}");
     let given = size_of_val(&key) + size_of_val(&vector);
     assert!(put <= 2 * given + 6 * size_of::<usize>(), "{put}");
+}
+
+/// A load holds the caller's future by a pointer: by value each async function on the way to where it
+/// is polled would hold it twice.
+#[test]
+fn a_load_does_not_multiply_the_future_it_is_given() {
+    async fn model<const SIZE: usize>() -> [f32; 1] {
+        let held = std::hint::black_box([1_u8; SIZE]);
+        tokio::task::yield_now().await;
+        [f32::from(held[SIZE - 1])]
+    }
+    let (cache, key) = (EmbeddingCache::new(1, 1, 1), CacheKey::new("a", "m"));
+    let small = size_of_val(&cache.load().get_or_embed_borrowed(&key, model::<1>));
+    let large = size_of_val(&cache.load().get_or_embed_borrowed(&key, model::<4096>));
+    assert!(large <= small + 3 * 4096, "borrowed: {small}, {large}");
+    let small = size_of_val(&cache.get_or_embed(&key, model::<1>));
+    let large = size_of_val(&cache.get_or_embed(&key, model::<4096>));
+    assert!(large <= small + 3 * 4096, "owned: {small}, {large}");
 }
 
 #[test]

@@ -28,9 +28,12 @@ enum Call {
     Listener,
     Predicate,
     Clock,
+    KeyDrop,
+    ValueDrop,
+    Entries,
 }
 
-const CALLS: [Call; 8] = [
+const CALLS: [Call; 11] = [
     Call::KeyHash,
     Call::KeyEq,
     Call::KeyClone,
@@ -39,6 +42,9 @@ const CALLS: [Call; 8] = [
     Call::Listener,
     Call::Predicate,
     Call::Clock,
+    Call::KeyDrop,
+    Call::ValueDrop,
+    Call::Entries,
 ];
 
 thread_local! {
@@ -109,8 +115,20 @@ impl Clone for Key {
     }
 }
 
+impl Drop for Key {
+    fn drop(&mut self) {
+        called(Call::KeyDrop);
+    }
+}
+
 #[derive(Debug, PartialEq)]
 struct Value(u64);
+
+impl Drop for Value {
+    fn drop(&mut self) {
+        called(Call::ValueDrop);
+    }
+}
 
 impl Clone for Value {
     fn clone(&self) -> Self {
@@ -166,8 +184,7 @@ fn ignore<T>(_: T) {}
 /// An operation and its name.
 type Operation = (&'static str, fn(&Cache));
 
-/// All operations but those that lower a limit.
-const OPERATIONS: [Operation; 22] = [
+const OPERATIONS: [Operation; 29] = [
     ("get, a hit", |cache| ignore(cache.get(&Key(1)))),
     ("get, a miss", |cache| ignore(cache.get(&Key(30)))),
     ("get, expired", |cache| ignore(cache.get(&Key(8)))),
@@ -188,6 +205,22 @@ const OPERATIONS: [Operation; 22] = [
     ("remove, expired", |cache| ignore(cache.remove(&Key(8)))),
     ("cleanup_expired", |cache| ignore(cache.cleanup_expired())),
     ("clear", |cache| cache.clear()),
+    ("invalidate_all", |cache| ignore(cache.invalidate_all())),
+    ("invalidate_if", |cache| {
+        cache.invalidate_if(|key, _| {
+            called(Call::Predicate);
+            key.0 % 2 == 0
+        });
+    }),
+    ("set_max_entries", |cache| ignore(cache.set_max_entries(3))),
+    ("set_max_weight", |cache| ignore(cache.set_max_weight(30))),
+    ("insert_many", |cache| insert_many(cache, &[30, 1, 31, 8, 1, 32])),
+    ("insert_many, large ones", |cache| {
+        cache.insert_many([(Key(30), Value(55)), (Key(31), Value(101)), (Key(1), Value(60))]);
+    }),
+    ("shard_stats and the rest", |cache| {
+        ignore((cache.shard_stats(), cache.stats(), cache.len(), format!("{cache:?}")));
+    }),
     ("iter and keys", |cache| ignore((cache.iter().count(), cache.keys().count()))),
     ("retain", |cache| {
         cache.retain(|key, _| {
@@ -196,6 +229,14 @@ const OPERATIONS: [Operation; 22] = [
         });
     }),
 ];
+
+/// Each with a value of 5, from an iterator that is the caller's code too.
+fn insert_many(cache: &Cache, keys: &[u64]) {
+    cache.insert_many(keys.iter().map(|&key| {
+        called(Call::Entries);
+        (Key(key), Value(5))
+    }));
+}
 
 /// Says in how many places there was a panic.
 fn panics_everywhere(policy: EvictionPolicy, pressure: MemoryPressure, shards: usize) -> u32 {
@@ -218,6 +259,9 @@ fn panics_everywhere(policy: EvictionPolicy, pressure: MemoryPressure, shards: u
 
 fn check_that_it_works(cache: &Cache, case: &str) {
     cache.validate();
+    cache.set_max_entries(10);
+    cache.set_max_weight(100).unwrap();
+    assert_eq!(cache.unreclaimed_weight(), 0, "{case}");
     // Every shard can be locked, for reading and for writing.
     for key in 40..48 {
         assert!(cache.try_get_for(&Key(key), SECOND).is_ok(), "locked: {case}");
@@ -243,6 +287,70 @@ fn a_panic_anywhere_leaves_the_cache_valid_and_unlocked() {
             assert!(places > 80, "{places}");
         });
     });
+}
+
+/// Of many entries, one whose own code panics is lost, and no other.
+#[test]
+fn entries_beside_one_that_panics_are_stored_all_the_same() {
+    let keys: Vec<u64> = (0..200).collect();
+    for call in [Call::KeyHash, Call::KeyEq, Call::Weigher, Call::Clock, Call::Entries] {
+        for (shards, nth) in [1, 16].into_iter().flat_map(|s| [0, 1, 70, 150].map(|n| (s, n))) {
+            let cache = ShardedCache::<Key, Value>::builder()
+                .max_entries(1000)
+                .max_weight(10_000)
+                .weigher(|_: &Key, value: &Value| {
+                    called(Call::Weigher);
+                    value.0
+                })
+                .time_to_live(SECOND)
+                .clock(Arc::new(PanickyClock(FakeClock::new())))
+                .shards(shards)
+                .hasher(ShardIsKey)
+                .build()
+                .unwrap();
+            // Replaced ones are compared.
+            insert_many(&cache, &keys);
+            let many: Vec<u64> = (0..400).collect();
+            let case = format!("call {nth} of {call:?}, {shards} shards");
+            assert!(panics(call, nth, || insert_many(&cache, &many)), "{case}");
+            cache.validate();
+            let stored = many.iter().filter(|&&key| cache.contains_key(&Key(key))).count();
+            // Where the iterator panics, there are no more.
+            let expected = if call == Call::Entries { (nth as usize).max(200) } else { 399 };
+            assert!(stored == expected || stored == many.len(), "{stored}: {case}");
+            check_that_it_works(&cache, &case);
+        }
+    }
+}
+
+/// What leaves is dropped when the work is done, and one that panics keeps no other from it.
+#[test]
+fn a_drop_that_panics_does_so_when_the_work_is_done() {
+    type Work = (&'static str, fn(&Cache), fn(&Cache) -> bool);
+    let works: [Work; 7] = [
+        ("clear", |cache| cache.clear(), |cache| cache.is_empty()),
+        ("retain", |cache| ignore(cache.retain(|_, _| false)), |cache| cache.is_empty()),
+        ("set_max_entries", |cache| ignore(cache.set_max_entries(3)), |cache| cache.len() == 3),
+        ("set_max_weight", |cache| ignore(cache.set_max_weight(30)), |cache| cache.weight() == 30),
+        ("insert", |cache| cache.insert(Key(30), Value(100)).unwrap(), |cache| cache.len() == 1),
+        (
+            "replace",
+            |cache| cache.insert(Key(1), Value(5)).unwrap(),
+            |cache| cache.peek(&Key(1)) == Some(Value(5)),
+        ),
+        ("cleanup_expired", |cache| ignore(cache.cleanup_expired()), |cache| cache.len() == 7),
+    ];
+    for (name, work, is_done) in works {
+        for call in [Call::KeyDrop, Call::ValueDrop] {
+            for shards in [1, 4] {
+                let cache = full(EvictionPolicy::Lru, PRESSURES[0], shards);
+                assert!(panics(call, 0, || work(&cache)), "{name}, {call:?}");
+                assert!(is_done(&cache), "{name}, {call:?}, {shards} shards");
+                assert_eq!(cache.unreclaimed_weight(), 0);
+                check_that_it_works(&cache, name);
+            }
+        }
+    }
 }
 
 /// The predicate decides first: what it had decided of these entries is not carried out.

@@ -481,3 +481,37 @@ fn entries_that_weigh_nothing_are_limited_by_number_only() {
         });
     });
 }
+
+#[test]
+fn entries_without_weight_are_bounded_where_weight_is_the_only_limit() {
+    let builder = || ShardedCache::<u64, u64>::builder().max_weight(100).weigher(|_, _| 0);
+    let cache = builder().build().unwrap();
+    (0..5000).for_each(|key| cache.insert(key, key).unwrap());
+    assert_eq!((cache.len(), cache.weight(), cache.max_entries()), (1024, 0, usize::MAX));
+    // The bound follows from the weight, and is no other than that of entries which weigh 1.
+    assert_eq!(cache.set_max_weight(2000).unwrap(), 0);
+    (0..5000).for_each(|key| cache.insert(key, key).unwrap());
+    assert_eq!((cache.len(), cache.max_entries()), (2000, usize::MAX));
+    assert_eq!(cache.set_max_weight(1).unwrap(), 976);
+    // A limit on entries that is set holds instead.
+    assert_eq!(cache.set_max_entries(10), 1014);
+    assert_eq!(cache.set_max_weight(5000).unwrap(), 0);
+    assert_eq!((cache.len(), cache.max_entries()), (10, 10));
+    cache.validate();
+    // Asked otherwise.
+    let cache = builder().max_entries(usize::MAX).build().unwrap();
+    (0..5000).for_each(|key| cache.insert(key, key).unwrap());
+    assert_eq!((cache.len(), cache.weight()), (5000, 0));
+}
+
+#[test]
+fn a_small_cache_limited_by_weight_has_the_shards_of_a_small_cache() {
+    let weighed = |max| {
+        ShardedCache::<u64, Vec<u8>>::builder().max_weight(max).weigher(|_, v| v.len() as u64)
+    };
+    assert_eq!(weighed(100 * 3072).build().unwrap().shards(), 1);
+    assert_eq!(weighed(8 << 20).build().unwrap().shards(), 2);
+    assert!(weighed(1 << 40).build().unwrap().shards() >= 4);
+    assert_eq!(weighed(1 << 40).max_entries(100).build().unwrap().shards(), 1);
+    assert_eq!(weighed(100).shards(8).build().unwrap().shards(), 8);
+}

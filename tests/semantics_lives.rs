@@ -5,7 +5,9 @@ mod support;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use embedding_cache::{EvictionPolicy, RemovalCause, ShardedCache, ShardedCacheBuilder};
+use embedding_cache::{
+    EmbeddingCache, EvictionPolicy, RemovalCause, ShardedCache, ShardedCacheBuilder,
+};
 use support::{FakeClock, POLICIES, Removals, everywhere};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -219,4 +221,141 @@ fn jitter_makes_no_life_zero_and_zero_no_life() {
         shortest.insert(key, key).unwrap();
         assert_eq!((none.get(&key), shortest.get(&key)), (None, Some(key)));
     }
+}
+
+#[test]
+fn a_changed_life_begins_when_it_is_changed_and_is_no_use() {
+    everywhere(&[1, 4], |policy, pressure, shards| {
+        for jitter in [0.0, 0.5] {
+            let clock = FakeClock::new();
+            let cache = ShardedCache::<u64, u64>::builder()
+                .max_entries(100)
+                .max_weight(1000)
+                .weigher(|_: &u64, _: &u64| 1)
+                .time_to_live(100 * SECOND)
+                .time_to_live_jitter(jitter)
+                .eviction(policy)
+                .memory_pressure(pressure)
+                .shards(shards)
+                .clock(clock.clone())
+                .build()
+                .unwrap();
+            for key in 0..10 {
+                cache.insert(key, key).unwrap();
+            }
+            cache.insert_with_ttl(10, 10, 5 * SECOND).unwrap();
+            let written = cache.entry_info(&0).unwrap().written_at;
+            clock.advance(4 * SECOND);
+            let before = cache.stats();
+            assert!(cache.set_ttl(&0, 200 * SECOND).unwrap());
+            assert!(cache.set_ttl(&1, SECOND).unwrap());
+            assert!(cache.set_ttl(&10, 20 * SECOND).unwrap());
+            assert!(cache.set_ttl(&2, Duration::ZERO).unwrap());
+            assert!(!cache.set_ttl(&2, SECOND).unwrap(), "it is over");
+            assert!(!cache.set_ttl(&11, SECOND).unwrap(), "there is none");
+            assert!(cache.set_ttl(&3, Duration::MAX).unwrap_err().is_invalid_ttl());
+            assert_eq!((cache.stats(), cache.len()), (before, 11));
+            let info = cache.entry_info(&0).unwrap();
+            assert_eq!((info.written_at, info.expires_in), (written, Some(200 * SECOND)));
+            cache.validate();
+            // An age as large as the life is served still.
+            clock.advance(SECOND);
+            assert_eq!(
+                (cache.peek(&1), cache.peek(&2), cache.peek(&10)),
+                (Some(1), None, Some(10))
+            );
+            clock.advance(Duration::from_nanos(1));
+            assert_eq!((cache.peek(&1), cache.cleanup_expired()), (None, 2));
+            clock.advance(19 * SECOND);
+            assert_eq!((cache.get(&10), cache.cleanup_expired()), (None, 0));
+            clock.advance(100 * SECOND);
+            assert_eq!(cache.cleanup_expired(), 7);
+            assert_eq!((cache.get(&0), cache.len()), (Some(0), 1));
+            // A write brings the life of the cache back.
+            cache.insert(0, 1).unwrap();
+            clock.advance(101 * SECOND);
+            assert_eq!((cache.get(&0), cache.len()), (None, 0));
+            cache.validate();
+        }
+    });
+}
+
+#[test]
+fn a_changed_life_moves_nothing_in_the_order_of_eviction_and_no_idle_time() {
+    let clock = FakeClock::new();
+    let cache = ShardedCache::<u64, u64>::builder()
+        .max_entries(3)
+        .eviction(EvictionPolicy::Lru)
+        .time_to_idle(10 * SECOND)
+        .clock(clock.clone())
+        .build()
+        .unwrap();
+    (0..3).for_each(|key| cache.insert(key, key).unwrap());
+    assert!(cache.set_ttl(&0, 100 * SECOND).unwrap());
+    cache.insert(3, 3).unwrap();
+    assert_eq!((cache.peek(&0), cache.peek(&1)), (None, Some(1)), "the least recently used left");
+    clock.advance(6 * SECOND);
+    assert!(cache.set_ttl(&1, 100 * SECOND).unwrap());
+    clock.advance(6 * SECOND);
+    assert_eq!((cache.get(&1), cache.set_ttl(&1, SECOND).unwrap()), (None, false), "idle");
+    cache.validate();
+
+    // Without any life before, reads look at the clock from then on.
+    let cache = ShardedCache::<u64, u64>::builder().max_entries(3).clock(clock.clone());
+    let cache = cache.build().unwrap();
+    cache.insert(1, 1).unwrap();
+    assert_eq!(cache.get(&1), Some(1));
+    assert!(cache.set_ttl(&1, SECOND).unwrap());
+    clock.advance(2 * SECOND);
+    assert_eq!(cache.get(&1), None);
+    cache.validate();
+}
+
+/// With clocks that begin late, too: no sum of what is allowed means for ever, or at once.
+#[test]
+fn no_sum_of_lives_means_for_ever() {
+    for started in [Duration::ZERO, 300 * YEAR, 580 * YEAR, 10_000 * YEAR] {
+        for (ttl, grace) in [(60 * SECOND, 0), (60 * SECOND, 291), (290 * YEAR, 1), (YEAR, 290)] {
+            let clock = FakeClock::new();
+            clock.set(started);
+            let grace = grace * YEAR;
+            let cache = ShardedCache::<u64, u64>::builder()
+                .max_entries(10)
+                .time_to_live(ttl)
+                .grace(grace)
+                .clock(clock.clone())
+                .build()
+                .unwrap();
+            cache.insert(1, 1).unwrap();
+            cache.insert_with_ttl(2, 2, ttl).unwrap();
+            clock.advance(ttl);
+            assert_eq!((cache.get(&1), cache.get(&2)), (Some(1), Some(2)), "{started:?}, {ttl:?}");
+            clock.advance(SECOND);
+            assert_eq!((cache.get(&1), cache.get(&2)), (None, None), "{started:?}, {ttl:?}");
+            clock.advance(grace);
+            cache.cleanup_expired();
+            assert_eq!(cache.len(), 0, "{started:?}, {ttl:?}");
+        }
+    }
+}
+
+#[test]
+fn lives_that_no_clock_can_add_are_refused_when_the_cache_is_built() {
+    let builder = || EmbeddingCache::builder().max_entries(10);
+    for beyond in [Duration::MAX, 292 * YEAR, 400 * YEAR] {
+        for refused in [
+            builder().time_to_live(YEAR).stale_if_error(beyond).build(),
+            builder().time_to_live(YEAR).stale_while_revalidate(beyond).build(),
+            builder().time_to_live(beyond).stale_if_error(YEAR).build(),
+        ] {
+            let error = refused.unwrap_err();
+            assert!(error.is_invalid_ttl(), "{error}");
+            assert!(!error.to_string().is_empty());
+        }
+    }
+    assert!(builder().stale_if_error(Duration::MAX).build().unwrap_err().is_invalid_ttl());
+    let cache = builder().time_to_live(SECOND).stale_if_error(200 * YEAR).build().unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let put = cache.put_with_ttl(support::key(1), [0.5], 100 * YEAR);
+    assert!(runtime.block_on(put).unwrap_err().is_invalid_ttl());
 }

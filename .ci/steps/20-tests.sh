@@ -11,3 +11,5 @@ done
 printf -- '--- cargo test --all-features\n'
 cargo test --all-features --lib --test contracts --test semantics --test keys --test loading --test metrics --test spans --test snapshot --test tier
 cargo test --all-features --doc
+printf -- '--- cargo test -p baseline -p embed-corpus\n'
+cargo test -p baseline -p embed-corpus

@@ -1,8 +1,8 @@
 # README's example on a small directory of text, and on what it must refuse.
 set -euo pipefail
-command=$(sed -n 's/^\(cargo run --release --example embed_corpus\)$/\1/p' README.md | head -n 1)
+command=$(sed -n 's/^\(cargo run --release -p embed-corpus\)$/\1/p' README.md | head -n 1)
 [[ -n $command ]] || { echo "README.md does not name the example's command"; exit 1; }
-cargo build --release --examples
+cargo build --release -p embed-corpus
 out=$(mktemp -d)
 trap 'rm -rf "$out"' EXIT
 
@@ -25,5 +25,5 @@ fails_with 2 "$out/empty/missing" # no such directory
 fails_with 2 Cargo.toml           # a file
 fails_with 2 --tasks 0 src        # a wrong option
 
-# The other example measures lock holds; a small run shows that it works.
-cargo run --release --example lock_hold -- --help > /dev/null
+# What measures lock holds builds and starts.
+cargo run -p contention --example lock_hold -- --help > /dev/null

@@ -199,6 +199,40 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         waiting.await
     }
 
+    /// Gives the embedding of `key`, if it is alive, another time to live, which begins now, and says
+    /// whether there was one; zero means expired at once. That is no use of it: the order of eviction
+    /// stays as it is. The write lock of one shard; `O(log n)` in the entries with a time-to-live of
+    /// their own.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::is_invalid_ttl`] if `ttl` is over 292 years, less what stale vectors are kept
+    /// beyond it: nothing has changed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropped at an `.await`, it has changed nothing.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::{CacheKey, EmbeddingCache};
+    /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
+    /// let cache = EmbeddingCache::new(100, 3600, 10);
+    /// let key = CacheKey::new("9f86d081", "e5-base@1");
+    /// cache.put(key.clone(), [0.6, 0.8]).await?;
+    /// assert!(cache.set_ttl(&key, Duration::ZERO).await?);
+    /// assert_eq!(cache.get(&key).await, None);
+    /// assert!(!cache.set_ttl(&key, Duration::from_secs(60)).await?);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # }).unwrap();
+    /// ```
+    pub async fn set_ttl(&self, key: &K, ttl: Duration) -> Result<bool, CacheError> {
+        let Inner { core, waiters, .. } = &*self.inner;
+        let probe = key.probe();
+        let attempt = |slice| core.set_ttl_slice(&probe, ttl, slice).transpose();
+        waiters.until(None, attempt).await.unwrap_or(Ok(false))
+    }
+
     /// Removes the embedding of `key` and returns it, if it was alive. The write lock of one shard;
     /// `O(1)`.
     ///

@@ -9,14 +9,15 @@ use crate::sharded::{GROUP, Progress, Terms};
 use crate::vector::EmbeddingVector;
 
 use super::key::form::Form;
+use super::wait::Pace;
 use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
 
 impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// The embeddings of many keys, in their order, each counted as by [`get`](Self::get).
     ///
     /// Faster than a loop: for each 64 keys, every shard that they need is locked once, and the
-    /// memory accesses of one key overlap with those of the next. `O(keys)`; allocates the result
-    /// only.
+    /// memory accesses of one key overlap with those of the next. Yields to other tasks every few
+    /// hundred microseconds. `O(keys)`; allocates the result only.
     ///
     /// # Cancel safety
     ///
@@ -45,7 +46,11 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     pub(super) async fn get_each(&self, keys: &[K], mut push: impl FnMut(Option<EmbeddingVector>)) {
         let inner = &*self.inner;
         let mut push = |found: Option<Components>| push(found.map(|found| inner.vector(found)));
-        for group in keys.chunks(GROUP) {
+        let mut pace = Pace::default();
+        for (number, group) in keys.chunks(GROUP).enumerate() {
+            if number > 0 {
+                pace.step().await;
+            }
             let probes: SmallVec<[K::Probe<'_>; GROUP]> = group.iter().map(Form::probe).collect();
             let attempt =
                 |slice| inner.core.get_group_slice(&probes, slice, &mut push).then_some(());
@@ -58,7 +63,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// with the same key the later one stays.
     ///
     /// Faster than a loop: for each 64 entries, every shard that they need is locked once, as long
-    /// as few entries must leave to make room. `O(entries)` amortized.
+    /// as few entries must leave to make room. Yields to other tasks every few hundred microseconds.
+    /// `O(entries)` amortized.
     ///
     /// # Errors
     ///
@@ -86,12 +92,21 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         &self,
         entries: impl IntoIterator<Item = (K, V)>,
     ) -> Vec<Result<(), CacheError>> {
-        let mut results = Vec::new();
-        let mut admitted = Vec::new();
-        let mut positions = Vec::new();
+        // Collected first: the caller's iterator is not held across an await, where it would have to be
+        // `Send` for this to be.
+        let entries: Vec<(K, V)> = entries.into_iter().collect();
+        let mut results = Vec::with_capacity(entries.len());
+        let mut admitted = Vec::with_capacity(entries.len());
+        let mut positions = Vec::with_capacity(entries.len());
+        let mut pace = Pace::default();
+        // Not the caller's iterator: held over an await it would have to be `Send`.
+        let entries: Vec<(K, V)> = entries.into_iter().collect();
         #[cfg(feature = "tier")]
         let mut both = self.both();
-        for (key, vector) in entries {
+        for (position, (key, vector)) in entries.into_iter().enumerate() {
+            if position % GROUP == GROUP - 1 {
+                pace.step().await;
+            }
             let vector = vector.into();
             #[cfg(feature = "tier")]
             let vector = match &mut both {
@@ -114,6 +129,9 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         }
         let stored = self.inner.insert_all(admitted, Terms::default()).await;
         for (position, result) in positions.into_iter().zip(stored) {
+            if position % GROUP == GROUP - 1 {
+                pace.step().await;
+            }
             results[position] = result;
         }
         #[cfg(feature = "tier")]
@@ -132,7 +150,7 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
         terms: Terms<'static>,
     ) -> Vec<Result<(), CacheError>> {
         let mut insert = self.core.start_insert_many(entries, terms);
-        let mut steps = 0_u64;
+        let mut pace = Pace::default();
         loop {
             let attempt = |slice| match insert.step_slice(slice) {
                 Progress::Locked => None,
@@ -141,12 +159,16 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
             if !matches!(self.waiters.until(None, attempt).await, Some(Progress::Some)) {
                 break;
             }
-            steps += 1;
-            if steps.is_multiple_of(STEPS) {
-                tokio::task::yield_now().await;
-            }
+            pace.step().await;
         }
-        insert.end().into_iter().map(|result| result.map_err(give_back)).collect()
+        let mut results = Vec::new();
+        for result in insert.end() {
+            if results.len() % GROUP == GROUP - 1 {
+                pace.step().await;
+            }
+            results.push(result.map_err(give_back));
+        }
+        results
     }
 }
 
@@ -154,6 +176,3 @@ fn give_back<K>(refused: InsertError<K, Components>) -> CacheError {
     let (error, _, components) = refused.into_parts();
     error.giving_back(components.into())
 }
-
-/// Lock holds, of up to 64 entries each, after which a batch yields to other tasks.
-const STEPS: u64 = 16;

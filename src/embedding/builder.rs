@@ -6,18 +6,12 @@ use std::time::Duration;
 
 use crate::error::{CacheError, ErrorKind};
 use crate::hasher::DefaultHashBuilder;
-use crate::sharded::{
-    Clock, EvictionPolicy, MemoryPressure, RemovalCause, ShardedCacheBuilder, default_shards,
-};
+use crate::sharded::{Clock, EvictionPolicy, MemoryPressure, RemovalCause, ShardedCacheBuilder};
 use crate::vector::EmbeddingVector;
 
 use super::admission::Admission;
 use super::key::form::ModelName;
 use super::{CacheKey, Components, EmbeddingCache, EmbeddingKey, Stored, weigh};
-
-/// By default a shard is for at least this many bytes, as it is for at least 256 entries: some
-/// 1,300 vectors of 768 dimensions, 340 of 3,072.
-const BYTES_PER_SHARD: u64 = 4 << 20;
 
 /// Configures and makes an [`EmbeddingCache`]; from [`EmbeddingCache::builder`].
 ///
@@ -379,7 +373,9 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     }
 
     /// Is told of every entry that leaves or is replaced, and why. Called outside the locks, on the
-    /// thread whose operation made the entry leave; allocates the key for it.
+    /// thread whose operation made the entry leave; allocates the key for it. It may use the cache:
+    /// what its own operations make leave is told after it has returned. It is not told of the
+    /// entries that are there when the cache is dropped; to hear of them, clear it first.
     pub fn eviction_listener(
         self,
         listener: impl Fn(&K, &EmbeddingVector, RemovalCause) + Send + Sync + 'static,
@@ -397,7 +393,10 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     /// # Errors
     ///
     /// [`CacheError::is_configuration`] if no limit is set or the number of shards is 0 or over
-    /// 65,536, or if the load timeout is zero; [`CacheError::is_invalid_ttl`] if the time-to-live is over 292 years.
+    /// 65,536, the jitter is not from 0.0 to 1.0, or the time-to-idle or the load timeout is zero;
+    /// [`CacheError::is_invalid_ttl`] if the time-to-live, alone or with
+    /// [`stale_while_revalidate`](Self::stale_while_revalidate) or
+    /// [`stale_if_error`](Self::stale_if_error), or the time-to-idle is over 292 years.
     pub fn build(self) -> Result<EmbeddingCache<K, S>, CacheError> {
         if self.loading.load_timeout == Some(Duration::ZERO) {
             return Err(ErrorKind::Zero { what: "the longest that a load may take" }.into());
@@ -409,18 +408,14 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
         if let Some(max) = self.max_bytes {
             core = core.max_weight(max);
         }
-        let shards = self.shards.unwrap_or_else(|| {
-            let by_entries = default_shards(self.max_entries.unwrap_or(usize::MAX));
-            let sensible = self.max_bytes.unwrap_or(u64::MAX) / BYTES_PER_SHARD;
-            let by_bytes = sensible.checked_ilog2().map_or(1, |bits| 1 << bits);
-            by_entries.min(by_bytes)
-        });
+        if let Some(shards) = self.shards {
+            core = core.shards(shards);
+        }
         // The size is that of the vector alone: a key that is a few bytes longer is no reason for
         // an entry to leave before others of its model.
         let stale = self.loading.stale_while_revalidate.max(self.loading.stale_if_error);
         let core = core
             .grace(stale)
-            .shards(shards)
             .weigher(weigh::<K>)
             .size(|_: &Stored<K>, components: &Components| components.len() as u64)
             .build()?;

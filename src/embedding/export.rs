@@ -80,7 +80,10 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         &self,
         entries: impl IntoIterator<Item = (K, V, Option<Duration>)>,
     ) -> Vec<Result<(), CacheError>> {
-        let mut results: Vec<Result<(), CacheError>> = Vec::new();
+        // Collected first: the caller's iterator is not held across an await, where it would have to be
+        // `Send` for this to be.
+        let entries: Vec<(K, V, Option<Duration>)> = entries.into_iter().collect();
+        let mut results: Vec<Result<(), CacheError>> = Vec::with_capacity(entries.len());
         let mut run = Run { life: None, admitted: Vec::new(), positions: Vec::new() };
         #[cfg(feature = "tier")]
         let mut both = self.both();

@@ -14,17 +14,16 @@ use crate::vector::EmbeddingVector;
 
 use super::key::form::{ModelName, TenantName};
 use super::load::call::catching;
+use super::wait::Pace;
 use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
-
-/// Bites of a sweep, of 64 entries each, after which it yields to other tasks.
-const SWEEP_STEPS: u64 = 16;
 
 impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// Removes expired entries and returns how many. A shard whose cleanup guard is taken is
     /// skipped: it is being cleaned up.
     ///
     /// Takes the write lock of one shard at a time for at most 64 entries, hands it to waiting
-    /// threads in between, and yields to other tasks every thousand entries. `O(expired + shards)`.
+    /// threads in between, and yields to other tasks every few hundred microseconds.
+    /// `O(expired + shards)`. Drops as well what a cancelled [`clear`](Self::clear) left behind.
     ///
     /// # Cancel safety
     ///
@@ -72,13 +71,15 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     ///
     /// It takes effect at one instant, whatever the cache holds: from then on nobody is served what
     /// was stored before, and what is being loaded is delivered to who waits for it but not stored.
-    /// Readers pay one comparison for this. Then memory is given back, shard by shard, in constant
-    /// time under the lock of each; yields to other tasks in between.
+    /// Readers pay one comparison for this. Then memory is given back: each shard hands over what it
+    /// held, in constant time under its lock, and the entries are dropped 64 at a time; yields to
+    /// other tasks every few hundred microseconds.
     ///
     /// # Cancel safety
     ///
-    /// Dropped at an `.await`, it has invalidated everything; some of the memory comes back when
-    /// the next writer comes by.
+    /// Dropped at an `.await`, it has invalidated everything. Later writes give the memory back, up to
+    /// 64 entries each, and a [`cleanup_expired_safe`](Self::cleanup_expired_safe) all of it; until
+    /// then [`info`](Self::info) says how many bytes that are.
     ///
     /// ```
     /// # use embedding_cache::{CacheKey, EmbeddingCache};
@@ -337,7 +338,8 @@ impl<K: EmbeddingKey, S> Inner<K, S> {
     /// Takes a sweep step by step to its end, and returns how many entries it removed.
     async fn sweep(&self, mut step: impl FnMut(Duration) -> Step) -> usize {
         let mut removed = 0;
-        for steps in 1_u64.. {
+        let mut pace = Pace::default();
+        loop {
             let attempt = |slice| match step(slice) {
                 Step::Locked => None,
                 step => Some(step),
@@ -346,9 +348,7 @@ impl<K: EmbeddingKey, S> Inner<K, S> {
                 Some(Step::Removed(bite)) => removed += bite,
                 _ => break,
             }
-            if steps.is_multiple_of(SWEEP_STEPS) {
-                tokio::task::yield_now().await;
-            }
+            pace.step().await;
         }
         removed
     }

@@ -259,6 +259,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
             max_size: core.max_entries(),
             memory_bytes: core.weight(),
             memory_limit_bytes: core.max_weight(),
+            unreclaimed_bytes: core.unreclaimed_weight(),
             shards: core.shards(),
             created_at: core.created_at(),
             taken_at: core.wall_time(),

@@ -15,6 +15,28 @@ const ROUND: Duration = Duration::from_micros(400);
 /// The shortest slice worth parking for.
 const SHORTEST: Duration = Duration::from_micros(10);
 
+/// Work of its own after which an async operation yields to other tasks.
+const WORK: Duration = Duration::from_micros(200);
+
+/// Lets an operation of many steps yield every [`WORK`]. A step must take no longer than that.
+#[derive(Default)]
+pub(super) struct Pace {
+    /// From the second step on: an operation of one step pays nothing.
+    since: Option<Instant>,
+}
+
+impl Pace {
+    /// Before each step: yields, if it is time.
+    pub(super) async fn step(&mut self) {
+        match self.since {
+            Some(since) if since.elapsed() < WORK => return,
+            Some(_) => tokio::task::yield_now().await,
+            None => {}
+        }
+        self.since = Some(Instant::now());
+    }
+}
+
 /// How many operations of a cache are waiting.
 #[derive(Debug, Default)]
 pub(super) struct Waiters(AtomicU64);

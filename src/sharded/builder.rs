@@ -21,6 +21,10 @@ const MOST_SHARDS: usize = 1 << 16;
 /// of eviction, which is one for each shard, is far from that of the whole cache.
 const ENTRIES_PER_SHARD: usize = 256;
 
+/// And for at least this weight. Weights are mostly bytes: some 1,300 vectors of 768 dimensions, 340
+/// of 3,072.
+const WEIGHT_PER_SHARD: u64 = 4 << 20;
+
 pub(super) type Measure<K, V> = Box<dyn Fn(&K, &V) -> u64 + Send + Sync>;
 pub(super) type Listener<K, V> = Box<dyn Fn(&K, &V, RemovalCause) + Send + Sync>;
 
@@ -77,6 +81,10 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
 
     /// The most weight the cache holds, at every instant, in the unit of the
     /// [`weigher`](Self::weigher), which must be set as well.
+    ///
+    /// Where [`max_entries`](Self::max_entries) is not set, the entries are bounded all the same: to
+    /// as many as this if each weighed 1, but not to less than 1,024. So a weigher that answers 0 does
+    /// not fill the machine; to ask for that, set `max_entries` to `usize::MAX`.
     pub fn max_weight(mut self, max: u64) -> Self {
         self.max_weight = Some(max);
         self
@@ -84,6 +92,21 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
 
     /// What an entry weighs, for example its bytes. Called once for each insert, outside the locks;
     /// the weight is kept with the entry.
+    ///
+    /// One that counts bytes should count those of the entry itself too:
+    /// [`ShardedCache::ENTRY_OVERHEAD`].
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// type Cache = ShardedCache<u64, String>;
+    /// let cache = Cache::builder()
+    ///     .max_weight(1 << 20)
+    ///     .weigher(|_: &u64, text: &String| text.capacity() as u64 + Cache::ENTRY_OVERHEAD)
+    ///     .build()?;
+    /// cache.insert(1, String::new())?;
+    /// assert_eq!(cache.weight(), Cache::ENTRY_OVERHEAD);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
     pub fn weigher(mut self, weigher: impl Fn(&K, &V) -> u64 + Send + Sync + 'static) -> Self {
         self.weigher = Some(Box::new(weigher));
         self
@@ -167,7 +190,7 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
 
     /// How many shards to divide the cache into, rounded up to a power of two; 1 to 65,536. The
     /// default is about four for each processor, and fewer where that would leave less than 256
-    /// entries to a shard. One shard makes the order of eviction exact over the whole cache.
+    /// entries or a weight of 4,194,304 (of bytes, 4 MiB) to a shard. One shard makes the order of eviction exact over the whole cache.
     pub fn shards(mut self, shards: usize) -> Self {
         self.shards = Some(shards);
         self
@@ -187,7 +210,7 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
 
     /// Another source of time, for tests.
     pub fn clock(mut self, clock: Arc<dyn Clock>) -> Self {
-        self.time = Time::Custom(clock);
+        self.time = Time::custom(clock);
         self
     }
 
@@ -230,8 +253,13 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
 
     /// Is told of every entry that leaves or is replaced, and why. Called outside the locks, on the
     /// thread whose operation made the entry leave, so it may use the cache; it should be quick.
+    /// What its own operations make leave is told after it has returned, in order, by the outermost
+    /// operation on the thread: it is never called inside itself. One that answers each entry with
+    /// an operation that makes another leave goes on for ever.
+    ///
     /// If it panics, that operation does the rest of its work without calling it again, and then
-    /// panics.
+    /// panics. It is not told of the entries that are there when the cache is dropped; to hear of
+    /// them, [`clear`](ShardedCache::clear) it first.
     pub fn eviction_listener(
         mut self,
         listener: impl Fn(&K, &V, RemovalCause) + Send + Sync + 'static,
@@ -258,6 +286,10 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
         if let Some(ttl) = self.time_to_live.filter(|&ttl| ttl > Stamp::LONGEST) {
             return Err(ErrorKind::TtlTooLong { ttl, limit: Stamp::LONGEST }.into());
         }
+        let (ttl, grace) = (self.time_to_live.unwrap_or_default(), self.grace);
+        if ttl.saturating_add(grace) > Stamp::LONGEST {
+            return Err(ErrorKind::GraceTooLong { ttl, grace, limit: Stamp::LONGEST }.into());
+        }
         if let Some(tti) = self.time_to_idle.filter(|&tti| tti > Stamp::LONGEST) {
             return Err(ErrorKind::TtiTooLong { tti, limit: Stamp::LONGEST }.into());
         }
@@ -268,16 +300,21 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
             return Err(ErrorKind::Jitter { fraction: self.jitter }.into());
         };
         let max_entries = self.max_entries.unwrap_or(usize::MAX);
-        let shards = self.shards.unwrap_or_else(|| default_shards(max_entries));
+        let max_weight = self.max_weight.unwrap_or(u64::MAX);
+        let shards = self.shards.unwrap_or_else(|| default_shards(max_entries, max_weight));
         if shards == 0 || shards > MOST_SHARDS {
             return Err(ErrorKind::ShardCount { shards, limit: MOST_SHARDS }.into());
         }
         let shards = shards.next_power_of_two();
         Ok(ShardedCache::from_config(
             shards,
-            max_entries,
-            self.max_weight.unwrap_or(u64::MAX),
+            match self.max_entries {
+                Some(max) => max as u64,
+                None => entries_for(max_weight),
+            },
+            max_weight,
             self.hasher,
+            self.listener,
             Config {
                 plan: Plan {
                     grace: Grace::new(self.grace),
@@ -287,20 +324,28 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
                 },
                 time_to_live: self.time_to_live,
                 weigher: self.weigher,
+                entries_by_weight: self.max_entries.is_none(),
                 // Nothing else goes by it.
                 size: self.size.filter(|_| self.pressure == MemoryPressure::LargestFirst),
-                listener: self.listener,
-                time: self.time,
+                time: self.time.started(),
             },
         ))
     }
 }
 
-/// About four shards for each processor, but none for less than [`ENTRIES_PER_SHARD`] entries.
-pub(crate) fn default_shards(max_entries: usize) -> usize {
+/// How many entries may be where only the weight is limited: as many as weigh 1 each, and some that
+/// weigh nothing beside them.
+pub(super) fn entries_for(max_weight: u64) -> u64 {
+    max_weight.max(1024)
+}
+
+/// About four shards for each processor, but none for less than [`ENTRIES_PER_SHARD`] entries or
+/// [`WEIGHT_PER_SHARD`].
+fn default_shards(max_entries: usize, max_weight: u64) -> usize {
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let wanted = (4 * processors).next_power_of_two();
-    let sensible = max_entries / ENTRIES_PER_SHARD;
+    let by_weight = usize::try_from(max_weight / WEIGHT_PER_SHARD).unwrap_or(usize::MAX);
+    let sensible = (max_entries / ENTRIES_PER_SHARD).min(by_weight);
     // Rounded down to a power of two, so that a shard has at least its share.
     let sensible = sensible.checked_ilog2().map_or(1, |bits| 1 << bits);
     wanted.min(sensible).min(MOST_SHARDS)
@@ -328,10 +373,14 @@ mod tests {
     #[test]
     fn small_caches_have_one_shard() {
         for entries in [0, 1, 100, 511] {
-            assert_eq!(default_shards(entries), 1);
+            assert_eq!(default_shards(entries, u64::MAX), 1);
         }
-        assert!(default_shards(usize::MAX) >= 4);
-        assert!(default_shards(usize::MAX).is_power_of_two());
-        assert_eq!(default_shards(1023), 2);
+        for weight in [0, 1, 100, (8 << 20) - 1] {
+            assert_eq!(default_shards(usize::MAX, weight), 1);
+        }
+        assert!(default_shards(usize::MAX, u64::MAX) >= 4);
+        assert!(default_shards(usize::MAX, u64::MAX).is_power_of_two());
+        assert_eq!((default_shards(1023, u64::MAX), default_shards(1023, 8 << 20)), (2, 2));
+        assert_eq!(default_shards(100_000, 8 << 20), 2);
     }
 }

@@ -82,6 +82,18 @@ impl<T> Chunked<T> {
     }
 }
 
+/// The items, segment by segment, each given back when it is gone through.
+pub(super) type IntoIter<T> = std::iter::Flatten<std::vec::IntoIter<Vec<T>>>;
+
+impl<T> IntoIterator for Chunked<T> {
+    type Item = T;
+    type IntoIter = IntoIter<T>;
+
+    fn into_iter(self) -> IntoIter<T> {
+        self.segments.into_iter().flatten()
+    }
+}
+
 /// The last number is that of [`SlotId::NONE`], and a few before it are free for marks.
 const MOST: usize = (u32::MAX - 32) as usize;
 

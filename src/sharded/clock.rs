@@ -51,6 +51,9 @@ pub trait Clock: Send + Sync {
     }
 }
 
+/// The last moment that a clock comes to, after 584 years; it stands still there.
+const END: u64 = u64::MAX - 2;
+
 /// A moment of the monotonic clock in nanoseconds, and the moment at which an entry expires.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub(super) struct Stamp(u64);
@@ -72,9 +75,13 @@ impl Stamp {
         self.0
     }
 
+    fn since_origin(clock: &dyn Clock, origin: Duration) -> Self {
+        Self::from_duration(clock.monotonic().saturating_sub(origin))
+    }
+
     fn from_duration(since: Duration) -> Self {
         // Never `NEVER`: at every moment an entry without a time-to-live is alive.
-        Self(u64::try_from(since.as_nanos()).unwrap_or(u64::MAX).min(u64::MAX - 1))
+        Self(u64::try_from(since.as_nanos()).unwrap_or(END).min(END))
     }
 
     /// The first moment at which an entry written now is expired: its age exceeds how long it is
@@ -84,7 +91,11 @@ impl Stamp {
         match kept {
             Span::ENDLESS => Self::NEVER,
             Span::NONE => Self::ZERO,
-            Span(nanos) => Self(self.0.saturating_add(nanos).saturating_add(1)),
+            // At the end of time everything that was written before is over: no sum means for ever.
+            Span(nanos) => {
+                let end = END.max(self.0.saturating_add(1));
+                Self(self.0.saturating_add(nanos).saturating_add(1).min(end))
+            }
         }
     }
 
@@ -97,7 +108,7 @@ impl Stamp {
     /// The moment `by` later; before `NEVER` as every moment is.
     #[inline]
     pub(super) fn plus(self, by: Grace) -> Self {
-        Self(self.0.saturating_add(by.0).min(u64::MAX - 1))
+        Self(self.0.saturating_add(by.0).min(END))
     }
 
     /// The moment `by` earlier: undoes [`plus`](Self::plus), but where that came to the end of time.
@@ -157,21 +168,42 @@ impl Grace {
     }
 }
 
+/// How far a clock may go back behind where it was when a cache was made.
+const SET_BACK: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// The clock of a cache. The system's is a variant of its own so that reading it is not a virtual
 /// call.
 #[derive(Clone, Default)]
 pub(super) enum Time {
     #[default]
     System,
-    Custom(Arc<dyn Clock>),
+    /// With the reading from which all moments count: [`SET_BACK`] before the cache was made, if the
+    /// clock had come so far. A sum of a moment and a time-to-live then does not depend on where the
+    /// clock begins.
+    Custom(Arc<dyn Clock>, Duration),
 }
 
 impl Time {
+    pub(super) fn custom(clock: Arc<dyn Clock>) -> Self {
+        Self::Custom(clock, Duration::ZERO)
+    }
+
+    /// The same for a cache that is made now.
+    pub(super) fn started(self) -> Self {
+        match self {
+            Self::System => Self::System,
+            Self::Custom(clock, _) => {
+                let origin = clock.monotonic().saturating_sub(SET_BACK);
+                Self::Custom(clock, origin)
+            }
+        }
+    }
+
     /// Now, exactly: for writes, from which ages are counted.
     pub(super) fn now(&self) -> Stamp {
         match self {
             Self::System => system::precise(),
-            Self::Custom(clock) => Stamp::from_duration(clock.monotonic()),
+            Self::Custom(clock, origin) => Stamp::since_origin(&**clock, *origin),
         }
     }
 
@@ -182,14 +214,14 @@ impl Time {
     pub(super) fn coarse(&self) -> Stamp {
         match self {
             Self::System => system::coarse(),
-            Self::Custom(clock) => Stamp::from_duration(clock.monotonic()),
+            Self::Custom(clock, origin) => Stamp::since_origin(&**clock, *origin),
         }
     }
 
     pub(super) fn wall(&self) -> DateTime<Utc> {
         match self {
             Self::System => Utc::now(),
-            Self::Custom(clock) => clock.wall(),
+            Self::Custom(clock, _) => clock.wall(),
         }
     }
 }
@@ -198,7 +230,7 @@ impl fmt::Debug for Time {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::System => "System",
-            Self::Custom(_) => "Custom",
+            Self::Custom(..) => "Custom",
         })
     }
 }
@@ -264,7 +296,7 @@ mod tests {
     fn huge_times_saturate() {
         let late = Stamp::from_duration(Duration::MAX);
         assert_ne!(late, Stamp::NEVER);
-        assert_eq!(late.expiry(Span::of(Duration::MAX)), Stamp::NEVER);
+        assert!(late.expiry(Span::of(Duration::MAX)) < Stamp::NEVER, "no sum means never");
     }
 
     #[test]

@@ -50,11 +50,11 @@ impl<K, V, S> ShardedCache<K, V, S> {
     fn list(&self, number: usize, listed: &mut Vec<Listed>) {
         let shard = &self.shards[number];
         // Once under the write lock, so that hits noted before are played back.
-        let mut farewell = self.farewell();
-        let ordered = self.change(shard, Courteous(Unlimited), &mut farewell, |table, _| {
+        let mut notifier = self.notifier();
+        let ordered = self.change(shard, Courteous(Unlimited), &mut notifier, |table, _| {
             (table.slots(), table.after_in_use(None).is_some())
         });
-        farewell.end();
+        notifier.end();
         let Some((slots, is_ordered)) = ordered else { return };
         let at = |slot, heat| Listed { heat, shard: number as u32, slot };
         let mut seen = vec![false; if is_ordered { slots } else { 0 }];

@@ -44,12 +44,12 @@ where
         let ticket = self.ticket(at, key, value, terms.time_to_live);
         self.admit(&ticket, terms.time_to_live)?;
         let mut newcomer = entry.take().map(|(key, value)| Newcomer { key, value, ticket });
-        let mut farewell = self.farewell();
-        let mut put = self.start_put(at, ticket.now, terms.condition);
+        let mut notifier = self.notifier();
+        let mut put = self.start_put(at, terms.condition);
         put.only_free_room = true;
-        let outcome = self.carry_out(&mut put, &mut newcomer, &mut farewell, patience);
+        let outcome = self.carry_out(&mut put, &mut newcomer, &mut notifier, patience);
         drop(put);
-        farewell.end();
+        notifier.end();
         *entry = newcomer.map(|Newcomer { key, value, .. }| (key, value));
         outcome.map_err(CacheError::from)
     }

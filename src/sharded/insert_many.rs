@@ -7,16 +7,16 @@
 //! strictly in the order given, and of two with the same key the later one stays.
 
 use std::hash::{BuildHasher, Hash};
-use std::iter::Fuse;
 use std::time::Duration;
 
 use smallvec::SmallVec;
 
 use crate::error::{ErrorKind, InsertError};
 
-use super::farewell::Farewell;
+use super::clock::Stamp;
 use super::put::{BITE, Newcomer};
 use super::read_many::GROUP;
+use super::removal::Notifier;
 use super::shard::{Once, Patience, Unlimited, Until};
 use super::write::Terms;
 use super::{Place, ShardedCache};
@@ -72,15 +72,40 @@ where
         InsertMany {
             cache: self,
             terms,
-            entries: entries.fuse(),
+            entries: Some(entries),
             group: Vec::new(),
             order: SmallVec::new(),
             next: 0,
             one_by_one: 0,
             contended: 0,
-            farewell: self.farewell(),
+            notifier: self.notifier(),
             results,
         }
+    }
+}
+
+impl<K, V, S> ShardedCache<K, V, S>
+where
+    K: Hash + Eq,
+    S: BuildHasher,
+{
+    /// Weighs an entry, and refuses it if it can never be stored.
+    fn pending(&self, key: K, value: V, terms: Terms<'_>) -> Pending<'_, K, V> {
+        let at = self.place(&key);
+        let ticket = self.ticket(at, &key, &value, terms.time_to_live);
+        match self.admit(&ticket, terms.time_to_live) {
+            Ok(()) => Pending::Entry(at, Some(Newcomer { key, value, ticket })),
+            Err(kind) => Pending::Refused(at.refused(kind, key, value)),
+        }
+    }
+}
+
+impl<K, V> Place<'_, K, V> {
+    /// Counts an entry that belongs here and is refused, and gives it back.
+    fn refused(&self, kind: ErrorKind, key: K, value: V) -> InsertError<K, V> {
+        let refused = InsertError::new(kind, key, value);
+        self.shard.count_refusal(refused.error());
+        refused
     }
 }
 
@@ -97,7 +122,8 @@ enum Pending<'a, K, V> {
 pub(crate) struct InsertMany<'a, K, V, S, I> {
     cache: &'a ShardedCache<K, V, S>,
     terms: Terms<'static>,
-    entries: Fuse<I>,
+    /// `None` once it has ended, or panicked.
+    entries: Option<I>,
     /// In the order given.
     group: Vec<Pending<'a, K, V>>,
     /// Places in the group, by shard, and in the order given within a shard.
@@ -108,7 +134,7 @@ pub(crate) struct InsertMany<'a, K, V, S, I> {
     one_by_one: usize,
     /// How often the next one found all room taken by other writers.
     contended: u32,
-    farewell: Farewell<'a, K, V>,
+    notifier: Notifier<'a, K, V>,
     results: Vec<Result<(), InsertError<K, V>>>,
 }
 
@@ -138,7 +164,7 @@ where
 
     /// The results, when all is done; goes on with the panic of the listener, if there was one.
     pub(crate) fn end(self) -> Vec<Result<(), InsertError<K, V>>> {
-        self.farewell.end();
+        self.notifier.end();
         self.results
     }
 
@@ -162,22 +188,22 @@ where
         (self.next, self.one_by_one) = (0, 0);
         self.order.clear();
         // At once, and no more than is told of.
-        self.group.reserve(self.entries.size_hint().0.min(GROUP));
-        for (key, value) in self.entries.by_ref().take(GROUP) {
-            let (cache, time_to_live) = (self.cache, self.terms.time_to_live);
-            let at = cache.place(&key);
-            let ticket = cache.ticket(at, &key, &value, time_to_live);
-            self.group.push(match cache.admit(&ticket, time_to_live) {
-                Ok(()) => {
-                    self.order.push(self.group.len() as u8);
-                    Pending::Entry(at, Some(Newcomer { key, value, ticket }))
-                }
-                Err(kind) => {
-                    let refused = InsertError::new(kind, key, value);
-                    cache.count_refusal(refused.key(), refused.error());
-                    Pending::Refused(refused)
-                }
-            });
+        let told = self.entries.as_ref().map_or(0, |entries| entries.size_hint().0);
+        self.group.reserve(told.min(GROUP));
+        while self.group.len() < GROUP {
+            // A caller's code that panics costs its own entry; the others are stored all the same.
+            let Self { cache, terms, entries, notifier, .. } = self;
+            let next = notifier.catch(|| entries.as_mut()?.next()).flatten();
+            let Some((key, value)) = next else {
+                *entries = None;
+                break;
+            };
+            let entry = notifier.catch(|| cache.pending(key, value, *terms));
+            let Some(entry) = entry else { continue };
+            if let Pending::Entry(..) = entry {
+                self.order.push(self.group.len() as u8);
+            }
+            self.group.push(entry);
         }
         let group = &self.group;
         // Unstable, as that allocates nothing: the place itself keeps the order given.
@@ -190,7 +216,7 @@ where
 
     /// Inserts as many entries of the next shard as one lock hold allows.
     fn one_shard<P: Patience>(&mut self, patience: P) -> Progress {
-        let Self { cache, terms, group, order, next, farewell, .. } = self;
+        let Self { cache, terms, group, order, next, notifier, .. } = self;
         let number_of = |group: &[Pending<'_, K, V>], place: u8| match &group[usize::from(place)] {
             Pending::Entry(at, _) => Some(at.number),
             Pending::Refused(_) => None,
@@ -201,62 +227,83 @@ where
         let end = *next + order[*next..].iter().take_while(same).count();
         let Pending::Entry(at, _) = group[usize::from(first)] else { return Progress::Some };
         // Read now: the group may have waited for other locks.
-        let (now, written) = cache.now_for_writing();
-        let mut put = cache.start_put(at, now, terms.condition);
-        let done = cache.change(at.shard, patience, farewell, |table, gone| {
-            let mut done = *next;
-            for &place in &order[*next..end] {
-                let Pending::Entry(_, newcomer) = &mut group[usize::from(place)] else { break };
-                if let Some(newcomer) = newcomer {
-                    (newcomer.ticket.now, newcomer.ticket.written) = (now, written);
+        let moment = notifier.catch(|| cache.now_for_writing());
+        let mut done = *next;
+        let stored = notifier.catch_all(|notifier| {
+            let mut put = cache.start_put(at, terms.condition);
+            cache.change(at.shard, patience, notifier, |table, gone| {
+                for &place in &order[*next..end] {
+                    let Pending::Entry(_, newcomer) = &mut group[usize::from(place)] else { break };
+                    stamp(newcomer, moment);
+                    // The last of a bite may make way for one that then waits: it keeps nothing.
+                    if gone.len() >= BITE
+                        || cache.try_here(&mut put, table, newcomer, gone).is_err()
+                    {
+                        break;
+                    }
+                    done += 1;
                 }
-                // The last of a bite may make way for one that then waits: it keeps nothing.
-                if gone.len() >= BITE || cache.try_here(&mut put, table, newcomer, gone).is_err() {
-                    break;
-                }
-                done += 1;
-            }
-            put.reservation.release();
-            done
+                put.reservation.release();
+            })
         });
-        let Some(done) = done else { return Progress::Locked };
-        (self.next, self.one_by_one) = (done, end);
+        match stored {
+            Some(Some(())) => (self.next, self.one_by_one) = (done, end),
+            Some(None) => return Progress::Locked,
+            // The comparison of a key panicked: that entry is dropped, and the next ones are tried.
+            None => {
+                if let Some(Pending::Entry(_, newcomer)) =
+                    order.get(done).map(|&place| &mut group[usize::from(place)])
+                {
+                    let newcomer = newcomer.take();
+                    notifier.catch(|| drop(newcomer));
+                }
+                self.next = done + 1;
+            }
+        }
         Progress::Some
     }
 
     /// Inserts the next entry by itself.
     fn one<P: Patience>(&mut self, patience: P) -> Progress {
-        let Self { cache, terms, group, order, next, farewell, .. } = self;
+        let Self { cache, terms, group, order, next, notifier, .. } = self;
         let entry = &mut group[usize::from(order[*next])];
         if let Pending::Entry(at, newcomer) = entry {
-            let (now, written) = cache.now_for_writing();
-            if let Some(newcomer) = newcomer {
-                (newcomer.ticket.now, newcomer.ticket.written) = (now, written);
-            }
-            let mut put = cache.start_put(*at, now, terms.condition);
-            let outcome = cache.carry_out(&mut put, newcomer, farewell, patience);
-            drop(put);
+            let at = *at;
+            stamp(newcomer, notifier.catch(|| cache.now_for_writing()));
+            let outcome = notifier.catch_all(|notifier| {
+                let mut put = cache.start_put(at, terms.condition);
+                cache.carry_out(&mut put, newcomer, notifier, patience)
+            });
             match outcome {
-                Err(ErrorKind::Timeout { .. }) => return Progress::Locked,
+                Some(Err(ErrorKind::Timeout { .. })) => return Progress::Locked,
                 // In slices there is no waiting in between: that is up to the caller.
-                Err(ErrorKind::Contended { .. })
+                Some(Err(ErrorKind::Contended { .. }))
                     if patience.is_bounded() && self.contended < CONTENDED =>
                 {
                     self.contended += 1;
                     return Progress::Locked;
                 }
-                Err(kind) => {
-                    if let Some(newcomer) = newcomer.take() {
-                        let refused = newcomer.refused(kind);
-                        cache.count_refusal(refused.key(), refused.error());
-                        *entry = Pending::Refused(refused);
+                Some(Err(kind)) => {
+                    if let Some(Newcomer { key, value, .. }) = newcomer.take() {
+                        *entry = Pending::Refused(at.refused(kind, key, value));
                     }
                 }
-                Ok(()) => {}
+                None => {
+                    let newcomer = newcomer.take();
+                    notifier.catch(|| drop(newcomer));
+                }
+                Some(Ok(())) => {}
             }
         }
         self.contended = 0;
         self.next += 1;
         Progress::Some
+    }
+}
+
+/// Notes when an entry is written; the moment at which it was weighed stays where the clock panicked.
+fn stamp<K, V>(newcomer: &mut Option<Newcomer<K, V>>, moment: Option<(Stamp, u32)>) {
+    if let (Some(newcomer), Some((now, written))) = (newcomer, moment) {
+        (newcomer.ticket.now, newcomer.ticket.written) = (now, written);
     }
 }

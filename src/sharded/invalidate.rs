@@ -46,7 +46,7 @@ use std::time::Duration;
 use crate::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use super::ShardedCache;
-use super::farewell::{Farewell, Gone, Leaving};
+use super::removal::{Gone, Leaving, Notifier};
 use super::shard::{Courteous, Once, Patience, Shard, Unlimited, Until};
 use super::sweep::Step;
 use super::table::Table;
@@ -143,8 +143,9 @@ impl<K, V, S> ShardedCache<K, V, S> {
     pub(crate) fn start_invalidation(&self) -> Invalidation<'_, K, V, S> {
         self.begin_invalidation();
         // Release: see the head of this file, case 4.
-        self.generation.fetch_add(1, AcqRel);
-        Invalidation { cache: self, farewell: self.farewell(), shard: 0 }
+        let generation = self.generation.fetch_add(1, AcqRel) + 1;
+        let notifier = self.notifier().of_generation(generation);
+        Invalidation { cache: self, notifier, shard: 0 }
     }
 
     /// Whether `table`, whose lock is held, is of the current generation. If not it counts as empty.
@@ -163,16 +164,17 @@ impl<K, V, S> ShardedCache<K, V, S> {
         &self,
         shard: &Shard<K, V>,
         patience: P,
-        farewell: &mut Farewell<'_, K, V>,
+        notifier: &mut Notifier<'_, K, V>,
         change: impl FnOnce(&mut Table<K, V>, &mut Gone<K, V>) -> R,
     ) -> Option<R> {
-        let mut leaving = Leaving::new(farewell);
+        let mut leaving = Leaving::new(notifier);
         let gone = &mut leaving.gone;
         shard.write(patience, |table| {
             // Acquire: see the head of this file, case 4.
             let generation = self.generation.load(Acquire);
             if table.generation() != generation {
                 shard.counters.removals.add(table.held().entries);
+                self.removals.expect(table.held());
                 self.budget.release(table.held());
                 gone.push_outdated(table.renew(generation));
             }
@@ -211,12 +213,13 @@ where
 /// same; memory then comes back when somebody writes.
 pub(crate) struct Invalidation<'a, K, V, S> {
     cache: &'a ShardedCache<K, V, S>,
-    farewell: Farewell<'a, K, V>,
+    notifier: Notifier<'a, K, V>,
     shard: usize,
 }
 
 impl<K, V, S> Invalidation<'_, K, V, S> {
-    /// Goes through one shard; waits at most `wait` for its lock, zero tries once.
+    /// Goes through one shard, or, after the last, drops one bite; waits at most `wait` for a lock,
+    /// zero tries once.
     pub(crate) fn step_slice(&mut self, wait: Duration) -> Step {
         match wait {
             Duration::ZERO => self.step(Once),
@@ -225,9 +228,12 @@ impl<K, V, S> Invalidation<'_, K, V, S> {
     }
 
     fn step<P: Patience>(&mut self, patience: P) -> Step {
-        let Some(shard) = self.cache.shards.get(self.shard) else { return Step::Done };
+        let Some(shard) = self.cache.shards.get(self.shard) else {
+            let more = self.notifier.reclaim_bite();
+            return if more { Step::Removed(0) } else { Step::Done };
+        };
         let renewed = |_: &mut Table<K, V>, gone: &mut Gone<K, V>| gone.outdated();
-        let removed = self.cache.change(shard, Courteous(patience), &mut self.farewell, renewed);
+        let removed = self.cache.change(shard, Courteous(patience), &mut self.notifier, renewed);
         let Some(removed) = removed else { return Step::Locked };
         self.shard += 1;
         Step::Removed(removed)
@@ -235,6 +241,6 @@ impl<K, V, S> Invalidation<'_, K, V, S> {
 
     /// When all is done: goes on with the panic of the listener, if there was one.
     pub(crate) fn end(self) {
-        self.farewell.end();
+        self.notifier.end();
     }
 }

@@ -12,7 +12,6 @@ mod chunked;
 mod clock;
 mod expiry;
 mod export;
-mod farewell;
 mod heap;
 mod idle;
 mod index;
@@ -23,6 +22,7 @@ mod policy;
 mod put;
 mod read;
 mod read_many;
+mod removal;
 mod retain;
 mod shard;
 mod stats;
@@ -44,7 +44,6 @@ use crate::stats::CacheStats;
 use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 pub use builder::ShardedCacheBuilder;
-pub(crate) use builder::default_shards;
 pub use clock::Clock;
 pub(crate) use export::{ExportIter, Exported};
 pub use policy::{EvictionPolicy, MemoryPressure};
@@ -55,10 +54,10 @@ pub(crate) use write::{Condition, Terms};
 pub(crate) use {insert_many::Progress, read::Sight, read_many::GROUP};
 
 use budget::{Amount, Budget};
-use builder::{Listener, Measure};
+use builder::{Listener, Measure, entries_for};
 use clock::{Stamp, Time};
-use farewell::Farewell;
 use index::SlotHash;
+use removal::{Notifier, Removals};
 use shard::{Shard, Unlimited};
 use table::{Entry, Plan};
 use tally::Tally;
@@ -122,7 +121,8 @@ pub struct EntryInfo {
 /// No caller's code runs, and no value is dropped, while the lock of a shard is held, apart from
 /// `Hash` and `Eq` of the key, `Clone` of the value, and what says so in its documentation
 /// ([`retain`](Self::retain), [`invalidate_if`](Self::invalidate_if), [`iter`](Self::iter)). A value
-/// whose `Clone`, or a key whose `Eq`, uses the same cache deadlocks.
+/// whose `Clone`, or a key whose `Eq`, uses the same cache deadlocks. A listener, and a drop, may use
+/// it; where there is no listener, a drop that makes another entry leave drops that one inside itself.
 ///
 /// # Examples
 ///
@@ -156,6 +156,7 @@ pub struct ShardedCache<K, V, S = DefaultHashBuilder> {
     generation: AtomicU64,
     /// How often anything was invalidated.
     epoch: AtomicU64,
+    removals: Removals<K, V>,
     config: Config<K, V>,
     /// The monotonic and the wall clock at the same moment.
     created: (Stamp, DateTime<Utc>),
@@ -166,8 +167,9 @@ struct Config<K, V> {
     plan: Plan,
     time_to_live: Option<Duration>,
     weigher: Option<Measure<K, V>>,
+    /// Whether the limit on entries is none of its own, but follows from that on weight.
+    entries_by_weight: bool,
     size: Option<Measure<K, V>>,
-    listener: Option<Listener<K, V>>,
     time: Time,
 }
 
@@ -208,9 +210,10 @@ impl<K, V> ShardedCache<K, V> {
 impl<K, V, S> ShardedCache<K, V, S> {
     fn from_config(
         shards: usize,
-        max_entries: usize,
+        max_entries: u64,
         max_weight: u64,
         hasher: S,
+        listener: Option<Listener<K, V>>,
         config: Config<K, V>,
     ) -> Self {
         debug_assert!(shards.is_power_of_two());
@@ -219,16 +222,23 @@ impl<K, V, S> ShardedCache<K, V, S> {
             mask: shards - 1,
             tally: Tally::new(shards),
             hasher,
-            budget: Budget::new(Amount { entries: max_entries as u64, weight: max_weight }),
+            budget: Budget::new(Amount { entries: max_entries, weight: max_weight }),
             may_expire: AtomicBool::new(
                 config.time_to_live.is_some() || config.plan.time_to_idle.is_some(),
             ),
             generation: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
+            removals: Removals::new(listener),
             created: (config.time.now(), config.time.wall()),
             config,
         }
     }
+
+    /// The bytes that an entry takes beside what its key and value own on the heap: its slot, with key
+    /// and value in it, and its part of the index and of the orders of eviction and expiry. For a
+    /// [`weigher`](ShardedCacheBuilder::weigher) that counts bytes.
+    pub const ENTRY_OVERHEAD: u64 =
+        (size_of::<table::Slot<K, V>>() + table::BESIDE_THE_SLOT) as u64;
 
     /// Entries held, expired ones that nobody has noticed yet included. `O(1)`, no lock.
     ///
@@ -257,9 +267,29 @@ impl<K, V, S> ShardedCache<K, V, S> {
         self.budget.used().weight
     }
 
-    /// The limit on entries; `usize::MAX` if there is none.
+    /// The weight of entries that are gone but whose memory is not given back yet: what a
+    /// [`clear`](Self::clear) that is under way, or that a panic ended or its caller cancelled, has
+    /// still to drop. It is not part of [`weight`](Self::weight), as nobody finds those entries; each
+    /// write drops up to 64 of them, a [`cleanup_expired`](Self::cleanup_expired) all. `O(1)`, no
+    /// lock.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<u64, u64>::builder().max_entries(10).build()?;
+    /// cache.insert(1, 10)?;
+    /// cache.clear();
+    /// assert_eq!(cache.unreclaimed_weight(), 0);
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
+    pub fn unreclaimed_weight(&self) -> u64 {
+        self.removals.pending().weight
+    }
+
+    /// The limit on entries; `usize::MAX` if none was set.
     pub fn max_entries(&self) -> usize {
-        self.budget.max().entries as usize
+        let max = self.budget.max();
+        let follows = self.config.entries_by_weight && max.entries == entries_for(max.weight);
+        if follows { usize::MAX } else { max.entries as usize }
     }
 
     /// The limit on weight; `u64::MAX` if there is none.
@@ -350,8 +380,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
     }
 
     /// For what leaves in one operation.
-    pub(crate) fn farewell(&self) -> Farewell<'_, K, V> {
-        Farewell::new(self.config.listener.as_ref())
+    pub(crate) fn notifier(&self) -> Notifier<'_, K, V> {
+        Notifier::new(&self.removals)
     }
 
     /// Gives back the room of an entry that has left its shard. Still under the lock: a writer that

@@ -20,15 +20,15 @@
 use std::hash::{BuildHasher, Hash};
 use std::time::Duration;
 
-use crate::error::{ErrorKind, InsertError};
+use crate::error::ErrorKind;
 use crate::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use super::budget::{Amount, Reservation, Shortage};
 use super::clock::{Span, Stamp};
 use super::expiry::Life;
-use super::farewell::{Farewell, Gone};
 use super::index::SlotHash;
 use super::policy::Leave;
+use super::removal::{Gone, Notifier};
 use super::shard::{Once, Patience, Shard};
 use super::table::{Entry, State, Table, Ticket, Verdict};
 use super::write::Condition;
@@ -43,6 +43,7 @@ const WAITS: u32 = 24;
 /// A put on its way.
 pub(super) struct Put<'a, K, V> {
     pub(super) at: Place<'a, K, V>,
+    /// The moment of the entry that was last tried.
     now: Stamp,
     /// See [`Terms::condition`](super::write::Terms::condition).
     condition: Option<Condition<'a>>,
@@ -58,13 +59,6 @@ pub(super) struct Newcomer<K, V> {
     pub(super) key: K,
     pub(super) value: V,
     pub(super) ticket: Ticket,
-}
-
-impl<K, V> Newcomer<K, V> {
-    /// Gives key and value back.
-    pub(super) fn refused(self, kind: ErrorKind) -> InsertError<K, V> {
-        InsertError::new(kind, self.key, self.value)
-    }
 }
 
 /// What [`put_at_once`](ShardedCache::put_at_once) came to.
@@ -117,16 +111,22 @@ where
         ticket: &Ticket,
         time_to_live: Option<Duration>,
     ) -> Result<(), ErrorKind> {
-        if let Some(ttl) = time_to_live.filter(|ttl| *ttl > Stamp::LONGEST) {
-            return Err(ErrorKind::TtlTooLong { ttl, limit: Stamp::LONGEST });
+        if let Some(ttl) = time_to_live {
+            self.check_ttl(ttl)?;
         }
         self.can_ever_fit(ticket.weight)
+    }
+
+    /// Refuses a time-to-live that no sum of moments can hold together with the grace.
+    pub(super) fn check_ttl(&self, ttl: Duration) -> Result<(), ErrorKind> {
+        let limit = Stamp::LONGEST.saturating_sub(self.config.plan.grace.length());
+        if ttl > limit { Err(ErrorKind::TtlTooLong { ttl, limit }) } else { Ok(()) }
     }
 
     /// How long an entry is kept: its own time-to-live, or the cache's as the jitter has it, and the
     /// grace; but one that is expired at once is not kept.
     #[inline]
-    fn span(&self, own_ttl: Option<Duration>, hash: SlotHash) -> Span {
+    pub(super) fn span(&self, own_ttl: Option<Duration>, hash: SlotHash) -> Span {
         let plan = &self.config.plan;
         let common = || self.config.time_to_live.map(|ttl| plan.jitter.apply(ttl, hash));
         match own_ttl.or_else(common) {
@@ -224,12 +224,11 @@ where
     pub(super) fn start_put<'a>(
         &'a self,
         at: Place<'a, K, V>,
-        now: Stamp,
         condition: Option<Condition<'a>>,
     ) -> Put<'a, K, V> {
         Put {
             at,
-            now,
+            now: Stamp::ZERO,
             condition,
             reservation: Reservation::new(&self.budget),
             desperate: false,
@@ -242,7 +241,7 @@ where
         &self,
         put: &mut Put<'_, K, V>,
         newcomer: &mut Option<Newcomer<K, V>>,
-        farewell: &mut Farewell<'_, K, V>,
+        notifier: &mut Notifier<'_, K, V>,
         patience: P,
     ) -> Result<(), ErrorKind> {
         let weight = newcomer.as_ref().map_or(0, |newcomer| newcomer.ticket.weight);
@@ -250,7 +249,7 @@ where
         let most = WAITS + 64 + u32::try_from(self.len() / (BITE / 2)).unwrap_or(u32::MAX / 2);
         let mut waits = 0;
         for rounds in 1..=most {
-            let attempt = self.change(put.at.shard, patience, farewell, |table, gone| {
+            let attempt = self.change(put.at.shard, patience, notifier, |table, gone| {
                 (self.try_here(put, table, newcomer, gone), !gone.is_empty())
             });
             let Some((attempt, mut freed)) = attempt else {
@@ -267,7 +266,7 @@ where
             }
             // The limits may have been lowered since the put began.
             self.can_ever_fit(weight)?;
-            freed |= self.take_elsewhere(put, need, farewell, patience);
+            freed |= self.take_elsewhere(put, need, notifier, patience);
             if freed {
                 continue;
             }
@@ -302,6 +301,7 @@ where
         }
         let counters = &put.at.shard.counters;
         let ticket = new.ticket;
+        put.now = ticket.now;
         let found = table.find(ticket.hash, &new.key);
         if put.condition.is_some_and(|condition| condition.superseded.is_some())
             && found.is_some_and(|(id, entry)| table.state(id, entry, put.now) == State::Fresh)
@@ -402,7 +402,7 @@ where
         &self,
         put: &mut Put<'_, K, V>,
         need: Amount,
-        farewell: &mut Farewell<'_, K, V>,
+        notifier: &mut Notifier<'_, K, V>,
         patience: P,
     ) -> bool {
         let all = self.shards.len();
@@ -420,8 +420,8 @@ where
                 (self.make_room(put, shard, table, need, None, gone), !gone.is_empty())
             };
             let taken = match wait {
-                Some(brief) => self.change(shard, brief, farewell, take),
-                None => self.change(shard, Once, farewell, take),
+                Some(brief) => self.change(shard, brief, notifier, take),
+                None => self.change(shard, Once, notifier, take),
             };
             let Some((covered, some)) = taken else { continue };
             if covered {

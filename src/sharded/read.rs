@@ -289,15 +289,15 @@ where
         Q: Equivalent<K> + ?Sized + 'q,
         P: Patience,
     {
-        let mut farewell = self.farewell();
-        self.change(shard, patience, &mut farewell, |table, _| {
+        let mut notifier = self.notifier();
+        self.change(shard, patience, &mut notifier, |table, _| {
             for (key, hash) in hits {
                 if let Some((id, _)) = table.find(hash, key) {
                     table.touch(id);
                 }
             }
         });
-        farewell.end();
+        notifier.end();
     }
 
     /// An entry was seen expired: looks again under the write lock. If the deadline runs out before
@@ -311,8 +311,8 @@ where
         P: Patience,
     {
         let at = self.place(key);
-        let mut farewell = self.farewell();
-        let refreshed = self.change(at.shard, patience, &mut farewell, |table, gone| {
+        let mut notifier = self.notifier();
+        let refreshed = self.change(at.shard, patience, &mut notifier, |table, gone| {
             let (id, entry) = table.find(at.hash, key)?;
             match table.state(id, entry, now) {
                 State::Fresh => {
@@ -334,7 +334,7 @@ where
         let value = refreshed.flatten();
         let outcome = if value.is_some() { Outcome::Hit } else { Outcome::Miss };
         self.tally.count(at.number, outcome);
-        farewell.end();
+        notifier.end();
         value
     }
 

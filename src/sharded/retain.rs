@@ -6,8 +6,8 @@ use smallvec::SmallVec;
 
 use super::budget::Amount;
 use super::clock::Stamp;
-use super::farewell::Farewell;
 use super::policy::Leave;
+use super::removal::Notifier;
 use super::shard::{Courteous, Once, Patience, Unlimited, Until};
 use super::sweep::{BITE, Step};
 use super::table::State;
@@ -42,8 +42,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
 
     /// Starts a [`retain`](Self::retain) that the caller takes step by step.
     pub(crate) fn start_retain<F: FnMut(&K, &V) -> bool>(&self, keep: F) -> Retain<'_, K, V, S, F> {
-        let (now, farewell) = (self.now_for_reading(), self.farewell().in_bites());
-        Retain { cache: self, keep, now, farewell, shard: 0, from: 0, slots: None }
+        let (now, notifier) = (self.now_for_reading(), self.notifier().in_bites());
+        Retain { cache: self, keep, now, notifier, shard: 0, from: 0, slots: None }
     }
 }
 
@@ -53,7 +53,7 @@ pub(crate) struct Retain<'a, K, V, S, F> {
     cache: &'a ShardedCache<K, V, S>,
     keep: F,
     now: Stamp,
-    farewell: Farewell<'a, K, V>,
+    notifier: Notifier<'a, K, V>,
     shard: usize,
     /// The next slot of that shard.
     from: usize,
@@ -72,10 +72,10 @@ impl<K, V, S, F: FnMut(&K, &V) -> bool> Retain<'_, K, V, S, F> {
     }
 
     fn step<P: Patience>(&mut self, patience: P) -> Step {
-        let Self { cache, keep, now, farewell, slots, .. } = self;
+        let Self { cache, keep, now, notifier, slots, .. } = self;
         let (from, now) = (self.from, *now);
         let Some(shard) = cache.shards.get(self.shard) else { return Step::Done };
-        let outcome = cache.change(shard, Courteous(patience), farewell, |table, gone| {
+        let outcome = cache.change(shard, Courteous(patience), notifier, |table, gone| {
             let slots = *slots.get_or_insert(table.slots());
             let until = (from + BITE).min(slots);
             // All decisions before the first removal: a panic then leaves nothing half done.
@@ -114,6 +114,6 @@ impl<K, V, S, F: FnMut(&K, &V) -> bool> Retain<'_, K, V, S, F> {
 
     /// When all is done: goes on with the panic of the listener, if there was one.
     pub(crate) fn end(self) {
-        self.farewell.end();
+        self.notifier.end();
     }
 }

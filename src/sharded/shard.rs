@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::error::CacheError;
 use crate::sync::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard, back_off, unlock_fair};
 
 use super::stats::Counters;
@@ -27,6 +28,16 @@ impl<K, V> Shard<K, V> {
         }
     }
 
+    /// Counts a put that was not carried out; not one that an invalidation refused, which is none of
+    /// the caller's.
+    pub(super) fn count_refusal(&self, error: &CacheError) {
+        if error.is_timeout() {
+            self.counters.timeouts.count();
+        } else if !error.is_superseded() {
+            self.counters.rejected.count();
+        }
+    }
+
     /// The read lock, or `None` if `patience` ran out.
     #[inline]
     pub(super) fn read<P: Patience>(
@@ -49,11 +60,26 @@ impl<K, V> Shard<K, V> {
         change: impl FnOnce(&mut Table<K, V>) -> R,
     ) -> Option<R> {
         let mut table = patience.write(&self.table)?;
-        table.settle();
-        let result = change(&mut table);
-        self.counters.show(table.held());
+        let held = Held { counters: &self.counters, table: &mut table };
+        held.table.settle();
+        let result = change(held.table);
+        drop(held);
         P::unlock(table);
         Some(result)
+    }
+}
+
+/// A table whose write lock is held. Shows what it holds when dropped, also when a panic of the
+/// caller's code ends the lock hold: other shards' writers go by it.
+struct Held<'t, K, V> {
+    counters: &'t Counters,
+    table: &'t mut Table<K, V>,
+}
+
+impl<K, V> Drop for Held<'_, K, V> {
+    #[inline]
+    fn drop(&mut self) {
+        self.counters.show(self.table.held());
     }
 }
 

@@ -6,9 +6,10 @@ use std::time::Duration;
 use crate::error::{CacheError, ErrorKind};
 
 use super::budget::{Amount, Shortage};
+use super::builder::entries_for;
 use super::clock::Stamp;
-use super::farewell::Farewell;
 use super::policy::Leave;
+use super::removal::Notifier;
 use super::shard::{Courteous, Once, Patience, Shard, Unlimited, Until};
 use super::table::State;
 use super::{RemovalCause, ShardedCache};
@@ -47,8 +48,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
 
     /// Starts a [`cleanup_expired`](Self::cleanup_expired) that the caller takes step by step.
     pub(crate) fn start_cleanup(&self) -> Cleanup<'_, K, V, S> {
-        let (now, farewell) = (self.config.time.now(), self.farewell().in_bites());
-        Cleanup { cache: self, now, farewell, shard: 0, bites: None }
+        let (now, notifier) = (self.config.time.now(), self.notifier().in_bites());
+        Cleanup { cache: self, now, notifier, shard: 0, bites: None }
     }
 
     /// Removes at most [`BITE`] expired entries under one lock hold, and says how many, and whether
@@ -57,10 +58,10 @@ impl<K, V, S> ShardedCache<K, V, S> {
         &self,
         shard: &Shard<K, V>,
         now: Stamp,
-        farewell: &mut Farewell<'_, K, V>,
+        notifier: &mut Notifier<'_, K, V>,
         patience: P,
     ) -> Option<(usize, bool)> {
-        self.change(shard, Courteous(patience), farewell, |table, gone| {
+        self.change(shard, Courteous(patience), notifier, |table, gone| {
             let mut freed = Amount::default();
             while gone.len() < BITE {
                 let expired = table.expired(now).and_then(|id| table.take(id, Leave::Other));
@@ -129,8 +130,10 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// # Ok::<(), embedding_cache::CacheError>(())
     /// ```
     pub fn set_max_entries(&self, max: usize) -> usize {
+        // First: should the caller's clock panic, nothing has changed.
+        let now = self.config.time.now();
         self.budget.set_max_entries(max as u64);
-        self.shrink()
+        self.shrink(now)
     }
 
     /// Changes the limit on weight; otherwise as [`set_max_entries`](Self::set_max_entries).
@@ -154,20 +157,26 @@ impl<K, V, S> ShardedCache<K, V, S> {
         if self.config.weigher.is_none() {
             return Err(ErrorKind::NoWeigher { limit: max }.into());
         }
+        let now = self.config.time.now();
+        // Whether a limit on entries was set since: then it stays.
+        let before = self.budget.max();
+        let follows = self.config.entries_by_weight && before.entries == entries_for(before.weight);
         self.budget.set_max_weight(max);
-        Ok(self.shrink())
+        if follows {
+            self.budget.set_max_entries(entries_for(max));
+        }
+        Ok(self.shrink(now))
     }
 
     /// Evicts until no limit is exceeded.
-    fn shrink(&self) -> usize {
+    fn shrink(&self, now: Stamp) -> usize {
         // Every put that may still go by the old limit is under the lock of its shard: once that
         // lock was had here, it has either reserved its room, which is counted, or will see the new
         // limit.
-        let mut farewell = self.farewell().in_bites();
+        let mut notifier = self.notifier().in_bites();
         for shard in &self.shards {
-            self.change(shard, Unlimited, &mut farewell, |_, _| ());
+            self.change(shard, Unlimited, &mut notifier, |_, _| ());
         }
-        let now = self.config.time.now();
         let mut evicted = 0;
         let mut waits = 0;
         while let Some(shortage) = self.budget.excess() {
@@ -175,7 +184,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
             for shard in &self.shards {
                 let bite = self.bite_for(shortage);
                 let left =
-                    self.change(shard, Courteous(Unlimited), &mut farewell, |table, gone| {
+                    self.change(shard, Courteous(Unlimited), &mut notifier, |table, gone| {
                         let mut freed = Amount::default();
                         for _ in 0..bite {
                             let Some((entry, verdict)) = table.make_way(shortage, now, None, true)
@@ -202,7 +211,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
                 crate::sync::back_off(waits);
             }
         }
-        farewell.end();
+        notifier.end();
         evicted
     }
 
@@ -254,7 +263,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
 pub(crate) struct Cleanup<'a, K, V, S> {
     cache: &'a ShardedCache<K, V, S>,
     now: Stamp,
-    farewell: Farewell<'a, K, V>,
+    notifier: Notifier<'a, K, V>,
     shard: usize,
     /// Steps left for this shard: as many as it could need when it was come to, should others keep
     /// adding expired entries. `None` before that.
@@ -273,7 +282,8 @@ pub(crate) enum Step {
 }
 
 impl<K, V, S> Cleanup<'_, K, V, S> {
-    /// A step that waits at most `wait` for a lock; zero tries once.
+    /// A step that waits at most `wait` for a lock; zero tries once. At most [`BITE`] entries are
+    /// removed, or dropped that an invalidation left behind.
     pub(crate) fn step_slice(&mut self, wait: Duration) -> Step {
         match wait {
             Duration::ZERO => self.step(Once),
@@ -286,8 +296,8 @@ impl<K, V, S> Cleanup<'_, K, V, S> {
             if let Some(_guard) = shard.cleanup.try_lock() {
                 let most = shard.counters.held().entries as usize / BITE + 1;
                 let left = self.bites.unwrap_or(most) - 1;
-                let farewell = &mut self.farewell;
-                let bite = self.cache.remove_expired(shard, self.now, farewell, patience);
+                let notifier = &mut self.notifier;
+                let bite = self.cache.remove_expired(shard, self.now, notifier, patience);
                 let Some((removed, more)) = bite else { return Step::Locked };
                 self.bites = Some(left);
                 if !more || left == 0 {
@@ -298,12 +308,13 @@ impl<K, V, S> Cleanup<'_, K, V, S> {
             // Someone else is cleaning it up.
             self.next_shard();
         }
-        Step::Done
+        // What a cancelled invalidation left behind.
+        if self.notifier.reclaim_bite() { Step::Removed(0) } else { Step::Done }
     }
 
     /// When all is done: goes on with the panic of the listener, if there was one.
     pub(crate) fn end(self) {
-        self.farewell.end();
+        self.notifier.end();
     }
 
     fn next_shard(&mut self) {

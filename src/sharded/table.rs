@@ -11,7 +11,7 @@ use equivalent::Equivalent;
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::budget::{Amount, Shortage};
-use super::chunked::{Chunked, SlotId};
+use super::chunked::{self, Chunked, SlotId};
 use super::clock::{Grace, Span, Stamp};
 use super::expiry::{Expiry, Jitter, Life};
 use super::idle::Idle;
@@ -81,6 +81,23 @@ pub(super) struct Ticket {
     pub(super) written: u32,
 }
 
+/// The entries of a table that is no longer used.
+pub(super) struct Entries<K, V>(chunked::IntoIter<Slot<K, V>>);
+
+impl<K, V> Entries<K, V> {
+    /// Passes the entries of the next `slots` slots to `take`; says whether there may be more.
+    pub(super) fn take_bite(&mut self, slots: usize, mut take: impl FnMut(Entry<K, V>)) -> bool {
+        for _ in 0..slots {
+            match self.0.next() {
+                Some(Slot::Occupied(entry)) => take(entry),
+                Some(Slot::Vacant(_)) => {}
+                None => return false,
+            }
+        }
+        true
+    }
+}
+
 /// Why a victim was chosen.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Verdict {
@@ -110,6 +127,10 @@ impl Plan {
         Self { policy, pressure, grace, jitter, time_to_idle: None, learner }
     }
 }
+
+/// Bytes of an entry in what stands beside its slot: index, order of eviction, expiry, with the room
+/// to grow; as a counting allocator finds them in the mean.
+pub(super) const BESIDE_THE_SLOT: usize = 38;
 
 /// In place of a mark: nothing has been settled yet.
 const UNSETTLED: u32 = 0;
@@ -462,6 +483,16 @@ impl<K, V> Table<K, V> {
         old
     }
 
+    /// Gives an entry that is here another time to live. No use of it.
+    pub(super) fn set_span(&mut self, id: SlotId, span: Span, now: Stamp) {
+        self.latest = self.latest.max(now);
+        if let Slot::Occupied(entry) = &mut self.slots[id] {
+            self.expiry.cancel(id, entry.expiry, entry.hash);
+            entry.expiry = self.latest.expiry(span);
+            self.expiry.schedule(id, entry.expiry, Life::Own, entry.hash);
+        }
+    }
+
     /// Takes an entry out.
     pub(super) fn take(&mut self, id: SlotId, leave: Leave) -> Option<Entry<K, V>> {
         let slot = std::mem::replace(&mut self.slots[id], Slot::Vacant(self.vacant));
@@ -540,9 +571,9 @@ impl<K, V> Table<K, V> {
         std::mem::replace(self, new)
     }
 
-    /// All entries.
-    pub(super) fn entries(&self) -> impl Iterator<Item = &Entry<K, V>> {
-        (0..self.slots()).filter_map(|place| Some(self.entry_at(place)?.1))
+    /// The entries, for dropping them bite by bite; all else is given back at once.
+    pub(super) fn into_entries(self) -> Entries<K, V> {
+        Entries(self.slots.into_iter())
     }
 
     /// Panics unless every part agrees with every other. Goes through everything.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use equivalent::Equivalent;
 
 use crate::error::{CacheError, InsertError};
-use crate::sync::atomic::AtomicBool;
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::policy::Leave;
 use super::put::{AtOnce, Newcomer};
@@ -120,6 +120,80 @@ where
         self.insert_within(key, value, Terms::default(), Until::after(wait))
     }
 
+    /// Gives the live entry of `key` another time to live, which begins now, and says whether there
+    /// was one. The time-to-live of the cache, or the one it was inserted with, holds no longer; zero
+    /// means expired at once. That is no use of the entry and no write of its value: it changes
+    /// nothing in the order of eviction, a [time-to-idle](super::ShardedCacheBuilder::time_to_idle)
+    /// goes on, and [`entry_info`](Self::entry_info) tells of the last write as before.
+    ///
+    /// The write lock of one shard; `O(log n)` in the entries with a time-to-live of their own.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::is_invalid_ttl`] if `time_to_live` is over 292 years: nothing has changed.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert("a".to_string(), 1)?;
+    /// assert!(cache.set_ttl("a", Duration::from_secs(60))?);
+    /// assert!(cache.entry_info("a").unwrap().expires_in.is_some());
+    /// assert!(!cache.set_ttl("b", Duration::from_secs(60))?);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn set_ttl<Q>(&self, key: &Q, time_to_live: Duration) -> Result<bool, CacheError>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        Ok(self.set_ttl_within(key, time_to_live, Unlimited)?.unwrap_or_default())
+    }
+
+    /// A `set_ttl` that waits at most `wait` for the lock, zero tries once; `None` if it was not had.
+    pub(crate) fn set_ttl_slice<Q>(
+        &self,
+        key: &Q,
+        time_to_live: Duration,
+        wait: Duration,
+    ) -> Result<Option<bool>, CacheError>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+    {
+        match wait {
+            Duration::ZERO => self.set_ttl_within(key, time_to_live, Once),
+            wait => self.set_ttl_within(key, time_to_live, Until::after(wait)),
+        }
+    }
+
+    fn set_ttl_within<Q, P>(
+        &self,
+        key: &Q,
+        time_to_live: Duration,
+        patience: P,
+    ) -> Result<Option<bool>, CacheError>
+    where
+        Q: Hash + Equivalent<K> + ?Sized,
+        P: Patience,
+    {
+        self.check_ttl(time_to_live)?;
+        // Before the entry can expire, as in `ticket`.
+        self.may_expire.store(true, Relaxed);
+        let (now, _) = self.now_for_writing();
+        let at = self.place(key);
+        let span = self.span(Some(time_to_live), at.hash);
+        let mut notifier = self.notifier();
+        let found = self.change(at.shard, patience, &mut notifier, |table, _| {
+            let fresh = |(id, entry)| table.state(id, entry, now) == State::Fresh;
+            let Some(id) = table.find(at.hash, key).filter(|&it| fresh(it)).map(|it| it.0) else {
+                return false;
+            };
+            table.set_span(id, span, now);
+            true
+        });
+        notifier.end();
+        Ok(found)
+    }
+
     /// Removes the entry of `key` and returns its value, if it was alive. The write lock of one
     /// shard; `O(1)`. The listener is told.
     ///
@@ -133,6 +207,7 @@ where
     /// ```
     pub fn remove<Q>(&self, key: &Q) -> Option<V>
     where
+        V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
     {
         self.remove_within(key, Unlimited).flatten()
@@ -141,6 +216,7 @@ where
     /// A `remove` that waits at most `wait` for the lock, zero tries once; `None` if it was not had.
     pub(crate) fn remove_slice<Q>(&self, key: &Q, wait: Duration) -> Option<Option<V>>
     where
+        V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
     {
         match wait {
@@ -151,13 +227,14 @@ where
 
     fn remove_within<Q, P>(&self, key: &Q, patience: P) -> Option<Option<V>>
     where
+        V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
         P: Patience,
     {
         let now = self.now_for_reading();
         let at = self.place(key);
-        let mut farewell = self.farewell();
-        let entry = self.change(at.shard, patience, &mut farewell, |table, _| {
+        let mut notifier = self.notifier();
+        let entry = self.change(at.shard, patience, &mut notifier, |table, _| {
             let (id, entry) = table.find(at.hash, key)?;
             let alive = table.state(id, entry, now) == State::Fresh;
             let entry = table.take(id, Leave::Other)?;
@@ -166,13 +243,19 @@ where
             if alive { &counters.removals } else { &counters.expired }.count();
             Some((entry, alive))
         });
-        if let Some(Some((entry, alive))) = &entry {
-            let cause = if *alive { RemovalCause::Removed } else { RemovalCause::Expired };
-            farewell.tell(&entry.key, &entry.value, cause);
-        }
-        farewell.end();
-        let Some((entry, alive)) = entry? else { return Some(None) };
-        Some(alive.then_some(entry.value))
+        let removed = match entry? {
+            Some((entry, true)) => {
+                notifier.tell(entry.key, &entry.value, RemovalCause::Removed);
+                Some(entry.value)
+            }
+            Some((entry, false)) => {
+                notifier.dispose((entry.key, entry.value, RemovalCause::Expired));
+                None
+            }
+            None => None,
+        };
+        notifier.end();
+        Some(removed)
     }
 
     /// An insert of what is in `entry` that does not wait. Counts neither a timeout nor a refusal.
@@ -206,11 +289,7 @@ where
     /// Counts a put that was not carried out; not a load that something newer refused, which is none
     /// of the caller's.
     pub(crate) fn count_refusal<Q: Hash + ?Sized>(&self, key: &Q, error: &CacheError) {
-        if error.is_superseded() {
-            return;
-        }
-        let counters = &self.place(key).shard.counters;
-        if error.is_timeout() { &counters.timeouts } else { &counters.rejected }.count();
+        self.place(key).shard.count_refusal(error);
     }
 
     #[inline]
@@ -259,7 +338,7 @@ where
         self.admit(&ticket, terms.time_to_live)?;
         let mut gone = None;
         let put = self.put_at_once(at, entry, ticket, terms.condition, &mut gone, patience);
-        if put != AtOnce::Left && self.config.listener.is_none() {
+        if put != AtOnce::Left && self.removals.is_idle() {
             // What has left is dropped here, with no lock held.
             return Ok(());
         }
@@ -281,27 +360,25 @@ where
         terms: Terms<'_>,
         patience: P,
     ) -> Result<(), CacheError> {
-        let mut farewell = self.farewell();
-        if let Some((key, value, cause)) = &gone {
-            farewell.tell(key, value, *cause);
-        }
+        let mut notifier = self.notifier();
+        notifier.dispose_all(gone.into_iter());
         match (at_once, entry.take()) {
             (AtOnce::Replaced, Some((key, value))) => {
-                farewell.tell(&key, &value, RemovalCause::Replaced);
-                farewell.end();
+                notifier.dispose((key, value, RemovalCause::Replaced));
+                notifier.end();
                 Ok(())
             }
             (AtOnce::Left, Some((key, value))) => {
-                let mut put = self.start_put(at, ticket.now, terms.condition);
+                let mut put = self.start_put(at, terms.condition);
                 let mut newcomer = Some(Newcomer { key, value, ticket });
-                let outcome = self.carry_out(&mut put, &mut newcomer, &mut farewell, patience);
+                let outcome = self.carry_out(&mut put, &mut newcomer, &mut notifier, patience);
                 drop(put);
-                farewell.end();
+                notifier.end();
                 *entry = newcomer.map(|Newcomer { key, value, .. }| (key, value));
                 outcome.map_err(CacheError::from)
             }
             _ => {
-                farewell.end();
+                notifier.end();
                 Ok(())
             }
         }

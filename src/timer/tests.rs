@@ -7,10 +7,14 @@ use std::time::Duration;
 
 use tokio::runtime::Builder;
 
-use super::{Instant, Interval, sleep, within};
+use super::{Instant, Interval, sleep};
 
 const SHORT: Duration = Duration::from_millis(20);
 const HOUR: Duration = Duration::from_secs(3600);
+
+async fn within<T>(time: Duration, future: impl Future<Output = T>) -> Option<T> {
+    super::within(time, pin!(future)).await
+}
 
 /// All that a sleep promises, in whatever runtime this is polled in.
 async fn keeps_time() {

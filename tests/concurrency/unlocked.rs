@@ -39,7 +39,8 @@ impl Scene {
     /// Uses the cache from within a drop or the listener.
     fn look(self: &Arc<Self>, own: u64) {
         let Some(cache) = self.cache.get().and_then(Weak::upgrade) else { return };
-        if INSIDE.replace(true) {
+        // The scratch entry leaves by the looks themselves.
+        if own == SCRATCH || INSIDE.replace(true) {
             return;
         }
         self.seen.fetch_add(1, SeqCst);

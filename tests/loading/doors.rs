@@ -370,13 +370,14 @@ fn a_large_batch_dropped_between_two_steps_has_stored_each_entry_or_not() {
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     runtime.block_on(async {
         let mut counts = Vec::new();
-        for polls in 0..6 {
+        // Where it yields is a matter of time, so it is dropped as soon as so many are stored.
+        for dropped_from in [0, 1, 500, 2000, 3000, usize::MAX] {
             let cache = EmbeddingCache::builder().max_entries(100_000).shards(1).build().unwrap();
             let texts: Vec<u32> = (0..4000).collect();
             let entries: Vec<_> = texts.iter().map(|&text| (key(text), vector(text))).collect();
             {
                 let mut put = pin!(cache.put_many(entries));
-                for _ in 0..polls {
+                while cache.info().size < dropped_from {
                     let mut context = Context::from_waker(Waker::noop());
                     if put.as_mut().poll(&mut context).is_ready() {
                         break;
@@ -399,7 +400,7 @@ fn a_large_batch_dropped_between_two_steps_has_stored_each_entry_or_not() {
             assert_eq!(cache.invalidate_model("model").await, left);
             counts.push(stored);
         }
-        assert_eq!((counts[0], counts[5]), (0, 4000));
-        assert!(counts.is_sorted() && counts[1] > 0 && counts[1] < 4000, "{counts:?}");
+        assert_eq!((counts[0], counts.last()), (0, Some(&4000)));
+        assert!(counts.iter().any(|count| (1..4000).contains(count)), "{counts:?}");
     });
 }

@@ -5,6 +5,7 @@ mod support;
 
 mod background;
 mod batcher;
+mod batcher_faults;
 mod batches;
 mod doors;
 mod failures;

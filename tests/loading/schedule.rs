@@ -4,7 +4,7 @@
 //! error that the model gave, and nothing is left in flight.
 //!
 //! The seed of a schedule that fails is in the message; it can be replayed, but for the parts of the
-//! flights that keys fall into.
+//! table in flight that keys fall into.
 
 use std::future::poll_fn;
 use std::pin::Pin;

@@ -191,7 +191,7 @@ impl Call {
         if left == Duration::MAX {
             return running.await;
         }
-        match timer::within(left, running).await {
+        match timer::within(left, pin!(running)).await {
             Some(output) => output,
             None => {
                 self.end(CallResult::TimedOut);

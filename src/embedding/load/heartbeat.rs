@@ -97,7 +97,7 @@ pub(super) async fn silent<T>(candidates: Vec<T>, heartbeat: impl Fn(&T) -> &Hea
     let mut silent = candidates;
     for answer in [ANSWER, SECOND_ANSWER] {
         silent.iter().for_each(|candidate| heartbeat(candidate).ping());
-        timer::within(answer, std::future::pending::<()>()).await;
+        timer::sleep(answer).await;
         silent.retain(|candidate| !heartbeat(candidate).is_alive());
         if silent.is_empty() {
             break;

@@ -20,7 +20,7 @@ use std::fmt;
 use std::future::Future;
 use std::hash::BuildHasher;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -209,7 +209,8 @@ impl<K: EmbeddingKey, S> Load<'_, K, S> {
     /// How long to wait for what is missing. Then hits, and what has come by then, are returned,
     /// and the rest is an error ([`CacheError::is_timeout`]); the calls go on, and what they answer
     /// is stored when it comes. What ends a call is
-    /// [`load_timeout`](super::EmbeddingCacheBuilder::load_timeout).
+    /// [`load_timeout`](super::EmbeddingCacheBuilder::load_timeout). Works in any runtime; where it
+    /// has no timers, a thread of the process keeps the time.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -461,13 +462,14 @@ where
                 work.await;
                 Ok(())
             }
-            Some(timeout) if within(timeout, work).await.is_some() => Ok(()),
+            Some(timeout) if within(timeout, pin!(work)).await.is_some() => Ok(()),
             Some(timeout) => Err(timeout),
         }
     }
 }
 
-/// A call and the future of its closure.
+/// A call, and the caller's future for it. Boxed: each async function between here and where it is polled
+/// has room for its argument twice.
 type Begun<K, S, Fut> = (Leader<K, S>, Pin<Box<Fut>>);
 
 /// Makes the futures of claimed calls. A closure that panics fails the keys it was asked for.

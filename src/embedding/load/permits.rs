@@ -10,6 +10,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 use std::time::Instant;
@@ -78,7 +79,7 @@ impl Permits {
         let permit = Permit { permits: Arc::clone(self), ticket };
         loop {
             let granted = poll_fn(|cx| self.poll_granted(permit.ticket, call, cx));
-            match timer::within(QUIET, granted).await {
+            match timer::within(QUIET, pin!(granted)).await {
                 Some(true) => return Some(permit),
                 Some(false) => return None,
                 None => {}

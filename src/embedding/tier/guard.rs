@@ -25,6 +25,7 @@
 //! it back, and clears the first tier again: what was read in between by the old nonces is in it, or
 //! is on its way with an era of before.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -270,7 +271,7 @@ impl<K: EmbeddingKey> Guard<K> {
         &self,
         answer: impl Future<Output = Result<T, TierError>>,
     ) -> Result<T, TierError> {
-        match within(self.limits.hard_timeout, catching(answer)).await {
+        match within(self.limits.hard_timeout, pin!(catching(answer))).await {
             Some(Ok(answer)) => answer,
             Some(Err(message)) => {
                 let message = format!("it panicked: {message}");

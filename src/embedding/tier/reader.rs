@@ -90,7 +90,7 @@ where
         }
     };
     // Either way the answers say it.
-    let _ = within(guard.limits.soft_deadline, all).await;
+    let _ = within(guard.limits.soft_deadline, pin!(all)).await;
     // By bucket: whether it has answered all that it was asked for.
     let mut buckets = BTreeMap::new();
     let answers = asked.iter().map(|asked| {

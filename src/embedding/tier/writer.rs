@@ -4,6 +4,7 @@
 //! takes them in batches of 64 until there are none.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -159,7 +160,7 @@ where
         }
     };
     // Either way the number says it.
-    let _ = within(deadline, written).await;
+    let _ = within(deadline, pin!(written)).await;
     guard.writes.lock().left()
 }
 

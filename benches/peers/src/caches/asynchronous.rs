@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
-use embedding_cache::baseline::SingleLockCache;
+use baseline::SingleLockCache;
 use embedding_cache::{CacheKey, EmbeddingVector};
 
 use super::plain::{Components, Plainly};

@@ -7,7 +7,7 @@ use tokio::sync::Semaphore;
 use super::{Content, Embed, EmbedError, Job, Vectors};
 
 /// The very file of the other example: one embedder in this repository, not two that drift apart.
-#[path = "../../../embed_corpus/embedder.rs"]
+#[path = "../../../embed_corpus/src/embedder.rs"]
 mod embedder;
 
 pub(crate) use embedder::{DIMENSIONS, MODEL};

@@ -21,7 +21,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use embedding_cache::CacheInfo;
 use hdrhistogram::Histogram;
 use indicatif::ProgressBar;
 use tokio::task::{JoinSet, yield_now};
@@ -57,7 +56,7 @@ pub(crate) struct Cell {
     /// What the harness took of that for itself.
     own: Duration,
     /// What the cache held in the end.
-    pub(crate) held: Option<CacheInfo>,
+    pub(crate) held: Option<u64>,
 }
 
 /// What the tasks count, each for itself and then together.
@@ -169,7 +168,7 @@ pub(crate) async fn drive<C: Cache>(
     for part in &tallies {
         tally.add(part);
     }
-    let held = server.cache.info().await;
+    let held = server.cache.memory_bytes().await;
     Ok(Cell { cache: C::NAME, load, tally, elapsed, own: server.own_time(), held })
 }
 

@@ -7,7 +7,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
-use embedding_cache::baseline::SingleLockCache;
+use baseline::SingleLockCache;
 use embedding_cache::{CacheKey, EmbeddingVector};
 
 const MIB: u64 = 1 << 20;

@@ -4,7 +4,7 @@
 //! `cleanup_expired` while another gets live keys, back to back, and times each get.
 //!
 //! ```sh
-//! cargo run --release --example lock_hold
+//! cargo run --release -p contention --example lock_hold
 //! ```
 //!
 //! On a busy machine a get is late for reasons that are none of the cache's: its thread had to give

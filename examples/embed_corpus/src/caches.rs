@@ -1,13 +1,17 @@
 //! The caches under test behind one trait, so that one loop drives them all.
 
+use std::error::Error;
 use std::future::Future;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use embedding_cache::baseline::SingleLockCache;
-use embedding_cache::{CacheError, CacheInfo, CacheKey, EmbeddingCache, EmbeddingVector};
+use baseline::SingleLockCache;
+use embedding_cache::{CacheError, CacheKey, EmbeddingCache, EmbeddingVector};
 
 use crate::embedder::DIMENSIONS;
+
+/// Why a cache refused a vector.
+pub(crate) type Refused = Box<dyn Error + Send + Sync>;
 
 /// What the loop needs of a cache.
 pub(crate) trait Cache: Send + Sync + 'static {
@@ -23,10 +27,10 @@ pub(crate) trait Cache: Send + Sync + 'static {
         &self,
         key: &CacheKey,
         vector: &Self::Vector,
-    ) -> impl Future<Output = Result<(), CacheError>> + Send;
+    ) -> impl Future<Output = Result<(), Refused>> + Send;
 
-    /// What it holds; `None` if it can hold nothing.
-    fn info(&self) -> impl Future<Output = Option<CacheInfo>> + Send;
+    /// The bytes it holds; `None` if it can hold nothing.
+    fn memory_bytes(&self) -> impl Future<Output = Option<u64>> + Send;
 }
 
 /// The limits, the same for both caches.
@@ -71,11 +75,11 @@ impl Cache for NoCache {
         None
     }
 
-    async fn put(&self, _: &CacheKey, _: &Vec<f32>) -> Result<(), CacheError> {
+    async fn put(&self, _: &CacheKey, _: &Vec<f32>) -> Result<(), Refused> {
         Ok(())
     }
 
-    async fn info(&self) -> Option<CacheInfo> {
+    async fn memory_bytes(&self) -> Option<u64> {
         None
     }
 }
@@ -88,12 +92,12 @@ impl Cache for SingleLockCache {
         self.get(key).await
     }
 
-    async fn put(&self, key: &CacheKey, vector: &Vec<f32>) -> Result<(), CacheError> {
-        self.put(key.clone(), vector.clone()).await
+    async fn put(&self, key: &CacheKey, vector: &Vec<f32>) -> Result<(), Refused> {
+        Ok(self.put(key.clone(), vector.clone()).await?)
     }
 
-    async fn info(&self) -> Option<CacheInfo> {
-        Some(self.info().await)
+    async fn memory_bytes(&self) -> Option<u64> {
+        Some(self.info().await.memory_bytes)
     }
 }
 
@@ -105,12 +109,12 @@ impl Cache for EmbeddingCache {
         self.get(key).await
     }
 
-    async fn put(&self, key: &CacheKey, vector: &EmbeddingVector) -> Result<(), CacheError> {
-        self.put(key.clone(), vector.clone()).await
+    async fn put(&self, key: &CacheKey, vector: &EmbeddingVector) -> Result<(), Refused> {
+        Ok(self.put(key.clone(), vector.clone()).await?)
     }
 
-    async fn info(&self) -> Option<CacheInfo> {
-        Some(self.info())
+    async fn memory_bytes(&self) -> Option<u64> {
+        Some(self.info().memory_bytes)
     }
 }
 
@@ -143,11 +147,11 @@ impl Cache for Sabotaged {
         Some(components.into())
     }
 
-    async fn put(&self, key: &CacheKey, vector: &EmbeddingVector) -> Result<(), CacheError> {
-        self.cache.put(key.clone(), vector.clone()).await
+    async fn put(&self, key: &CacheKey, vector: &EmbeddingVector) -> Result<(), Refused> {
+        Ok(self.cache.put(key.clone(), vector.clone()).await?)
     }
 
-    async fn info(&self) -> Option<CacheInfo> {
-        Some(self.cache.info())
+    async fn memory_bytes(&self) -> Option<u64> {
+        Some(self.cache.info().memory_bytes)
     }
 }

@@ -1,5 +1,5 @@
 //! A cache's main job, on your own text:
-//! `cargo run --release --example embed_corpus -- [DIR]`.
+//! `cargo run --release -p embed-corpus -- [DIR]`.
 //!
 //! Cuts the text files of a directory into paragraphs, and serves their embeddings like a server:
 //! many tasks, each asking for batches of paragraphs of which some are far more popular than

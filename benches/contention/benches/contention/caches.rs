@@ -1,5 +1,6 @@
 //! The caches, each together with a workload: a [`Cell`].
 
+use std::fmt::Debug;
 use std::future::Future;
 use std::hint::black_box;
 use std::pin::Pin;
@@ -7,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use embedding_cache::baseline::SingleLockCache;
+use baseline::{Refusal, SingleLockCache};
 use embedding_cache::{CacheError, CacheKey, EmbeddingCache, EmbeddingVector, EvictionPolicy};
 
 use crate::parked::Parked;
@@ -104,6 +105,8 @@ pub(crate) trait Cell: Send + Sync {
 /// hand, borrowed.
 trait Cache: Send + Sync + 'static {
     type Vector: Send;
+    /// Why a put was refused; none is.
+    type Refused: Debug;
 
     fn get(&self, key: &CacheKey) -> impl Future<Output = Option<Self::Vector>> + Send;
 
@@ -111,7 +114,7 @@ trait Cache: Send + Sync + 'static {
         &self,
         key: &CacheKey,
         vector: &EmbeddingVector,
-    ) -> impl Future<Output = Result<(), CacheError>> + Send;
+    ) -> impl Future<Output = Result<(), Self::Refused>> + Send;
 
     fn get_blocking(&self, key: &CacheKey, thread: &Parked) -> Option<Self::Vector>;
 
@@ -120,11 +123,12 @@ trait Cache: Send + Sync + 'static {
         key: &CacheKey,
         vector: &EmbeddingVector,
         thread: &Parked,
-    ) -> Result<(), CacheError>;
+    ) -> Result<(), Self::Refused>;
 }
 
 impl Cache for EmbeddingCache {
     type Vector = EmbeddingVector;
+    type Refused = CacheError;
 
     async fn get(&self, key: &CacheKey) -> Option<EmbeddingVector> {
         self.get(key).await
@@ -151,12 +155,13 @@ impl Cache for EmbeddingCache {
 /// It has no blocking face, so a thread outside a runtime waits for its futures.
 impl Cache for SingleLockCache {
     type Vector = Vec<f32>;
+    type Refused = Refusal;
 
     async fn get(&self, key: &CacheKey) -> Option<Vec<f32>> {
         self.get(key).await
     }
 
-    async fn put(&self, key: &CacheKey, vector: &EmbeddingVector) -> Result<(), CacheError> {
+    async fn put(&self, key: &CacheKey, vector: &EmbeddingVector) -> Result<(), Refusal> {
         self.put(key.clone(), vector.to_vec()).await
     }
 
@@ -169,7 +174,7 @@ impl Cache for SingleLockCache {
         key: &CacheKey,
         vector: &EmbeddingVector,
         thread: &Parked,
-    ) -> Result<(), CacheError> {
+    ) -> Result<(), Refusal> {
         thread.wait_for(self.put(key.clone(), vector.to_vec()))
     }
 }

@@ -77,7 +77,7 @@ fn row(cell: &Cell) -> [String; HEADER.len()] {
     let quantile = |q| duration(Duration::from_nanos(cell.tally.latency.value_at_quantile(q)));
     let mark = if cell.was_stopped() { "*" } else { "" };
     let (hit_ratio, held) = match &cell.held {
-        Some(info) => (format!("{:.1} %", 100.0 * cell.hit_ratio()), bytes(info.memory_bytes)),
+        Some(held) => (format!("{:.1} %", 100.0 * cell.hit_ratio()), bytes(*held)),
         None => ("-".to_owned(), "-".to_owned()),
     };
     [

@@ -1,8 +1,11 @@
 //! Micro-batching: what many requests ask of a model at nearly the same time becomes one call.
 
+mod driven;
+mod worker;
+
 use std::fmt;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,11 +13,12 @@ use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use crate::error::{CacheError, ErrorKind};
-use crate::timer::{Instant, within};
+use crate::timer::Instant;
 use crate::vector::EmbeddingVector;
 
-use super::load::call::{catching, message};
 use super::load::{Answer, IntoEmbeddings};
+use driven::Crew;
+use worker::{Waiting, Worker};
 
 /// Gathers inputs of different callers into calls of a model.
 ///
@@ -28,6 +32,13 @@ use super::load::{Answer, IntoEmbeddings};
 /// It is not a cache: it embeds what it is given. Behind
 /// [`get_or_embed_many`](super::EmbeddingCache::get_or_embed_many) it gathers the misses of many
 /// requests. A clone is another handle; the last one dropped ends it, after what waits is done.
+///
+/// It gathers, and makes its calls, in tasks of the runtime it was built in. If that is alive but not
+/// driven any more (its one thread has left `block_on`), those who wait notice within some seconds,
+/// and their runtime, or their own futures outside one, drive it from then on; what a call itself
+/// waits for in the old runtime may still never come. So set a deadline: a call for which nobody
+/// waits any more is dropped, and the next begins. When the runtime that drives it shuts down, all
+/// who wait, and all who come later, have [`CacheError::is_abandoned`].
 ///
 /// # Examples
 ///
@@ -53,13 +64,7 @@ use super::load::{Answer, IntoEmbeddings};
 /// ```
 pub struct Batcher<T> {
     queue: mpsc::Sender<Waiting<T>>,
-}
-
-/// An input on its way.
-struct Waiting<T> {
-    input: T,
-    since: Instant,
-    answer: oneshot::Sender<Answer>,
+    crew: Arc<Crew>,
 }
 
 impl Batcher<()> {
@@ -91,12 +96,12 @@ impl<T> Batcher<T> {
     ///
     /// [`CacheError::is_load_failed`], [`CacheError::is_load_panicked`] or
     /// [`CacheError::is_wrong_count`] if the call failed; [`CacheError::is_abandoned`] if the
-    /// runtime of the batcher is shutting down.
+    /// runtime that drives the batcher is shutting down.
     ///
     /// # Cancel safety
     ///
-    /// Dropped at an `.await`, the input is left out if its call has not begun, and embedded for
-    /// nothing otherwise.
+    /// Dropped at an `.await`, the input is left out if its call has not begun. A call that has begun
+    /// goes on while anyone waits for an answer of it, and is dropped then.
     ///
     /// ```
     /// # use std::time::Duration;
@@ -111,8 +116,11 @@ impl<T> Batcher<T> {
     /// # }).unwrap();
     /// ```
     pub async fn embed(&self, input: T) -> Result<EmbeddingVector, CacheError> {
-        let answer = self.enqueue(input).await?;
-        answer.await.unwrap_or_else(|_| Err(abandoned()))
+        let answer = async {
+            let answer = self.enqueue(input).await?;
+            answer.await.unwrap_or_else(|_| Err(abandoned()))
+        };
+        self.crew.attend(pin!(answer)).await
     }
 
     /// The embeddings of many inputs, in their order, each with a result of its own. They may become
@@ -145,18 +153,21 @@ impl<T> Batcher<T> {
     ) -> Vec<Result<EmbeddingVector, CacheError>> {
         // Collected, so that the caller's iterator is not held across an await.
         let inputs: Vec<T> = inputs.into_iter().collect();
-        let mut waiting = Vec::with_capacity(inputs.len());
-        for input in inputs {
-            waiting.push(self.enqueue(input).await);
-        }
-        let mut answers = Vec::with_capacity(waiting.len());
-        for answer in waiting {
-            answers.push(match answer {
-                Ok(answer) => answer.await.unwrap_or_else(|_| Err(abandoned())),
-                Err(error) => Err(error),
-            });
-        }
-        answers
+        let answers = async {
+            let mut waiting = Vec::with_capacity(inputs.len());
+            for input in inputs {
+                waiting.push(self.enqueue(input).await);
+            }
+            let mut answers = Vec::with_capacity(waiting.len());
+            for answer in waiting {
+                answers.push(match answer {
+                    Ok(answer) => answer.await.unwrap_or_else(|_| Err(abandoned())),
+                    Err(error) => Err(error),
+                });
+            }
+            answers
+        };
+        self.crew.attend(pin!(answers)).await
     }
 
     /// Inputs that wait in the queue. `O(1)`; a moment later it is another number.
@@ -194,7 +205,7 @@ fn abandoned() -> CacheError {
 
 impl<T> Clone for Batcher<T> {
     fn clone(&self) -> Self {
-        Self { queue: self.queue.clone() }
+        Self { queue: self.queue.clone(), crew: Arc::clone(&self.crew) }
     }
 }
 
@@ -322,112 +333,14 @@ impl BatcherBuilder {
                 return Err(ErrorKind::Zero { what }.into());
             }
         }
-        let runtime =
-            Handle::try_current().map_err(|_| ErrorKind::NoRuntime { what: "a batcher" })?;
+        if Handle::try_current().is_err() {
+            return Err(ErrorKind::NoRuntime { what: "a batcher" }.into());
+        }
         let (sender, queue) = mpsc::channel(self.max_queue.min(Semaphore::MAX_PERMITS));
         let calls = Arc::new(Semaphore::new(self.max_concurrent.min(Semaphore::MAX_PERMITS)));
-        runtime.spawn(Worker { queue, settings: self, calls, embed }.run());
-        Ok(Batcher { queue: sender })
-    }
-}
-
-/// The task that gathers.
-struct Worker<T, F> {
-    queue: mpsc::Receiver<Waiting<T>>,
-    settings: BatcherBuilder,
-    calls: Arc<Semaphore>,
-    embed: F,
-}
-
-impl<T, F, Fut> Worker<T, F>
-where
-    T: Send + 'static,
-    F: FnMut(Vec<T>) -> Fut + Send + 'static,
-    Fut: Future<Output: IntoEmbeddings> + Send + 'static,
-{
-    async fn run(mut self) {
-        while let Some(first) = self.queue.recv().await {
-            let batch = self.gather(first).await;
-            let Some((permit, batch)) = self.wait_for_turn(batch).await else { break };
-            let (inputs, answers): (Vec<T>, Vec<_>) =
-                batch.into_iter().map(|waiting| (waiting.input, waiting.answer)).unzip();
-            if inputs.is_empty() {
-                continue;
-            }
-            // Unwind safe: what the closure has left half done is its own.
-            match catch_unwind(AssertUnwindSafe(|| (self.embed)(inputs))) {
-                Ok(future) => drop(tokio::spawn(async move {
-                    let asked = answers.len();
-                    let call = catching(async { future.await.into_embeddings(asked) });
-                    deliver(call.await, answers);
-                    drop(permit);
-                })),
-                Err(panic) => deliver(Err(message(&*panic)), answers),
-            }
-        }
-    }
-
-    /// `first` and what else comes until the batch is full or `first` has waited long enough.
-    async fn gather(&mut self, first: Waiting<T>) -> Vec<Waiting<T>> {
-        // No end: a delay so long that the clock cannot name it.
-        let end = first.since.checked_add(self.settings.max_delay);
-        let mut batch = vec![first];
-        while batch.len() < self.settings.max_batch {
-            // What waits already needs no timer.
-            let next = match self.queue.try_recv() {
-                Ok(waiting) => Some(waiting),
-                Err(mpsc::error::TryRecvError::Disconnected) => None,
-                Err(mpsc::error::TryRecvError::Empty) => {
-                    let left = end
-                        .map_or(Duration::MAX, |end| end.saturating_duration_since(Instant::now()));
-                    if left == Duration::ZERO {
-                        None
-                    } else {
-                        within(left, self.queue.recv()).await.flatten()
-                    }
-                }
-            };
-            let Some(waiting) = next else { break };
-            batch.push(waiting);
-        }
-        batch
-    }
-
-    /// Waits until a call may begin, while the batch goes on to fill. Leaves out whom nobody waits
-    /// for any more.
-    async fn wait_for_turn(
-        &mut self,
-        mut batch: Vec<Waiting<T>>,
-    ) -> Option<(tokio::sync::OwnedSemaphorePermit, Vec<Waiting<T>>)> {
-        let mut turn = std::pin::pin!(Arc::clone(&self.calls).acquire_owned());
-        let permit = loop {
-            batch.retain(|waiting| !waiting.answer.is_closed());
-            let full = batch.len() >= self.settings.max_batch;
-            // With the queue closed and empty, only the turn is left to wait for.
-            tokio::select! {
-                biased;
-                permit = &mut turn => break permit.ok()?,
-                Some(waiting) = self.queue.recv(), if !full => batch.push(waiting),
-            }
-        };
-        batch.retain(|waiting| !waiting.answer.is_closed());
-        Some((permit, batch))
-    }
-}
-
-/// Hands out what a call came to. Who no longer waits has dropped the receiver.
-fn deliver(outcome: Result<Vec<Answer>, Arc<str>>, answers: Vec<oneshot::Sender<Answer>>) {
-    match outcome {
-        Ok(embeddings) => {
-            for (embedding, answer) in embeddings.into_iter().zip(answers) {
-                drop(answer.send(embedding));
-            }
-        }
-        Err(message) => {
-            let error = CacheError::from(ErrorKind::LoadPanicked { message });
-            for answer in answers {
-                drop(answer.send(Err(error.clone())));
-            }
-        }
+        let crew = Arc::new(Crew::default());
+        let worker = Worker { queue, settings: self, calls, embed, crew: Arc::downgrade(&crew) };
+        crew.start(worker.run());
+        Ok(Batcher { queue: sender, crew })
     }
 }

@@ -1,7 +1,7 @@
 //! What a load costs when everything is there: 64 hits by `get_or_embed_many` against `get_many` of
 //! the same keys, in turns, so that whatever else the machine does falls on both.
 //!
-//! `cargo bench --bench loading`; with `-- --test` one small round, to see that it runs.
+//! `cargo bench -p contention --bench loading`; with `-- --test` one small round, to see that it runs.
 
 use std::future::Future;
 use std::hint::black_box;

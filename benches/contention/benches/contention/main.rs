@@ -1,10 +1,10 @@
 //! Throughput of the caches while several threads, or tasks, use one of them at once.
 //!
 //! ```text
-//! cargo bench --bench contention                      # all cells; reports in target/criterion
-//! cargo bench --bench contention -- hit-only/threads  # those whose name matches
-//! cargo bench --bench contention -- --ratios          # the comparison, as tables
-//! cargo bench --bench contention -- --test            # every cell once, to see that it runs
+//! cargo bench -p contention --bench contention                      # all cells; reports in target/criterion
+//! cargo bench -p contention --bench contention -- hit-only/threads  # those whose name matches
+//! cargo bench -p contention --bench contention -- --ratios          # the comparison, as tables
+//! cargo bench -p contention --bench contention -- --test            # every cell once, to see that it runs
 //! ```
 //!
 //! # What a cell measures

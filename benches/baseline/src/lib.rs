@@ -3,7 +3,7 @@
 //! [`SingleLockCache`] follows, method by method, the sketch from which this crate started: a
 //! [`tokio::sync::RwLock`] over one [`HashMap`] with its default hasher, and one cleanup mutex that
 //! every put goes through. For anything but a comparison use
-//! [`EmbeddingCache`](crate::EmbeddingCache), which has methods of the same names.
+//! [`EmbeddingCache`](embedding_cache::EmbeddingCache), which has methods of the same names.
 //!
 //! A baseline is only worth as much as it is honest. So the sketch is repaired where it would not
 //! compile, not end, or not keep a limit, and nowhere else.
@@ -28,7 +28,7 @@
 //!   the very entry that was about to be replaced.
 //! - **A negative age is 0.** Cast to `u64` it came to billions of years, so one step back of the
 //!   wall clock expired every entry put since.
-//! - **Errors are [`CacheError`]s** rather than `anyhow`'s, so a caller can tell a timeout from a
+//! - **Errors are typed** ([`Refusal`]) rather than `anyhow`'s, so a caller can tell a timeout from a
 //!   refusal, and they give back the vector that the put had taken.
 //! - **`cleanup_expired_safe` says how many** entries it removed; it returned nothing.
 //!
@@ -57,8 +57,6 @@
 use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::fmt;
-// Not the crate's own import point: tokio's locks have no counterpart in a model checker, so there
-// is nothing that modelled atomics beside them could show.
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -67,10 +65,13 @@ use chrono::{DateTime, Utc};
 use tokio::sync::{Mutex, MutexGuard, RwLock, RwLockWriteGuard};
 use tokio::time::timeout;
 
-use crate::embedding::CacheKey;
-use crate::error::{CacheError, ErrorKind};
-use crate::stats::{CacheInfo, CacheStats};
-use crate::vector::EmbeddingVector;
+use embedding_cache::{CacheKey, CacheStats};
+
+pub use refusal::Refusal;
+
+use refusal::Reason;
+
+mod refusal;
 
 /// What an entry weighs beyond its key's texts and its components: its place in the table, twice,
 /// because the table keeps between 8/7 and 16/7 places an entry.
@@ -84,14 +85,15 @@ const ENTRY_OVERHEAD: usize = 2 * size_of::<(CacheKey, CachedEmbedding)>();
 /// # Examples
 ///
 /// ```
-/// use embedding_cache::{CacheKey, baseline::SingleLockCache};
+/// use baseline::SingleLockCache;
+/// use embedding_cache::CacheKey;
 ///
 /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
 /// let cache = SingleLockCache::new(1000, 3600, 64); // entries, seconds, MiB
 /// let key = CacheKey::new("00ff", "e5-base");
 /// cache.put(key.clone(), vec![0.6, 0.8]).await?;
 /// assert_eq!(cache.get(&key).await, Some(vec![0.6, 0.8]));
-/// # Ok::<(), embedding_cache::CacheError>(())
+/// # Ok::<(), baseline::Refusal>(())
 /// # }).unwrap();
 /// ```
 #[derive(Clone)]
@@ -105,7 +107,6 @@ pub struct SingleLockCache {
     max_size: usize,
     ttl_seconds: u64,
     memory_limit: u64,
-    created_at: DateTime<Utc>,
 }
 
 /// Both locks that a put holds, in the order in which it takes them.
@@ -119,7 +120,7 @@ impl SingleLockCache {
     /// bytes on a 64-bit platform).
     ///
     /// ```
-    /// # use embedding_cache::baseline::SingleLockCache;
+    /// # use baseline::SingleLockCache;
     /// let cache = SingleLockCache::new(1000, 3600, 64);
     /// assert_eq!(cache.stats().total_requests(), 0);
     /// ```
@@ -133,7 +134,6 @@ impl SingleLockCache {
             max_size,
             ttl_seconds,
             memory_limit: (memory_limit_mb as u64).saturating_mul(MIB),
-            created_at: Utc::now(),
         }
     }
 
@@ -145,7 +145,8 @@ impl SingleLockCache {
     /// Cancel safe: a future dropped before it is ready has changed nothing and counted nothing.
     ///
     /// ```
-    /// # use embedding_cache::{CacheKey, baseline::SingleLockCache};
+    /// # use baseline::SingleLockCache;
+    /// # use embedding_cache::CacheKey;
     /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
     /// let cache = SingleLockCache::new(1000, 3600, 64);
     /// assert_eq!(cache.get(&CacheKey::new("00ff", "e5-base")).await, None);
@@ -188,14 +189,15 @@ impl SingleLockCache {
     ///
     /// # Errors
     ///
-    /// [`is_too_large`](CacheError::is_too_large) if the entry alone is over the memory limit, or
+    /// [`is_too_large`](Refusal::is_too_large) if the entry alone is over the memory limit, or
     /// `max_size` is 0. The error gives the vector back; the cache is as it was before.
     ///
     /// Cancel safe: a future dropped before it is ready has stored and evicted nothing; the vector
     /// it had taken is lost.
     ///
     /// ```
-    /// # use embedding_cache::{CacheKey, baseline::SingleLockCache};
+    /// # use baseline::SingleLockCache;
+    /// # use embedding_cache::CacheKey;
     /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
     /// let cache = SingleLockCache::new(1000, 3600, 1); // at most 1 MiB
     /// let key = CacheKey::new("00ff", "e5-base");
@@ -204,11 +206,7 @@ impl SingleLockCache {
     /// assert_eq!(error.into_vector().unwrap().len(), 1_000_000);
     /// # });
     /// ```
-    pub async fn put(
-        &self,
-        key: CacheKey,
-        embedding: impl Into<Vec<f32>>,
-    ) -> Result<(), CacheError> {
+    pub async fn put(&self, key: CacheKey, embedding: impl Into<Vec<f32>>) -> Result<(), Refusal> {
         let (embedding, weight) = self.admit(&key, embedding.into())?;
         let locks = self.lock_for_put().await;
         self.store(locks, key, embedding, weight);
@@ -222,7 +220,7 @@ impl SingleLockCache {
     ///
     /// # Errors
     ///
-    /// [`is_timeout`](CacheError::is_timeout) if a lock was not to be had in time. Neither a hit
+    /// [`is_timeout`](Refusal::is_timeout) if a lock was not to be had in time. Neither a hit
     /// nor a miss is counted then.
     ///
     /// # Panics
@@ -232,21 +230,22 @@ impl SingleLockCache {
     /// Cancel safe: a future dropped before it is ready has changed nothing and counted nothing.
     ///
     /// ```
-    /// # use embedding_cache::{CacheKey, baseline::SingleLockCache};
+    /// # use baseline::SingleLockCache;
+    /// # use embedding_cache::CacheKey;
     /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
     /// let cache = SingleLockCache::new(1000, 3600, 64);
     /// let found = cache.get_with_timeout(&CacheKey::new("00ff", "e5-base"), 50).await?;
     /// assert_eq!(found, None);
-    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # Ok::<(), baseline::Refusal>(())
     /// # }).unwrap();
     /// ```
     pub async fn get_with_timeout(
         &self,
         key: &CacheKey,
         timeout_ms: u64,
-    ) -> Result<Option<Vec<f32>>, CacheError> {
+    ) -> Result<Option<Vec<f32>>, Refusal> {
         let waited = Duration::from_millis(timeout_ms);
-        timeout(waited, self.get(key)).await.map_err(|_| self.timed_out("get", waited))
+        timeout(waited, self.get(key)).await.map_err(|_| self.timed_out("get", waited, None))
     }
 
     /// [`put`](Self::put), given up after `timeout_ms` milliseconds; 0 tries once.
@@ -256,7 +255,7 @@ impl SingleLockCache {
     ///
     /// # Errors
     ///
-    /// Those of [`put`](Self::put), and [`is_timeout`](CacheError::is_timeout) if the locks were not
+    /// Those of [`put`](Self::put), and [`is_timeout`](Refusal::is_timeout) if the locks were not
     /// to be had in time: then nothing was stored, nothing was evicted, and the error gives the
     /// vector back.
     ///
@@ -268,12 +267,13 @@ impl SingleLockCache {
     /// it had taken is lost.
     ///
     /// ```
-    /// # use embedding_cache::{CacheKey, baseline::SingleLockCache};
+    /// # use baseline::SingleLockCache;
+    /// # use embedding_cache::CacheKey;
     /// # tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(async {
     /// let cache = SingleLockCache::new(1000, 3600, 64);
     /// cache.put_with_timeout(CacheKey::new("00ff", "e5-base"), [0.6, 0.8], 50).await?;
     /// assert_eq!(cache.size().await, 1);
-    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # Ok::<(), baseline::Refusal>(())
     /// # }).unwrap();
     /// ```
     pub async fn put_with_timeout(
@@ -281,7 +281,7 @@ impl SingleLockCache {
         key: CacheKey,
         embedding: impl Into<Vec<f32>>,
         timeout_ms: u64,
-    ) -> Result<(), CacheError> {
+    ) -> Result<(), Refusal> {
         let (embedding, weight) = self.admit(&key, embedding.into())?;
         let waited = Duration::from_millis(timeout_ms);
         // The whole put under the timeout, as in the sketch, would take the vector with it. Nothing
@@ -291,7 +291,7 @@ impl SingleLockCache {
                 self.store(locks, key, embedding, weight);
                 Ok(())
             }
-            Err(_) => Err(self.timed_out("put", waited).giving_back(embedding.into())),
+            Err(_) => Err(self.timed_out("put", waited, Some(embedding))),
         }
     }
 
@@ -303,7 +303,7 @@ impl SingleLockCache {
     /// Cancel safe: a future dropped before it is ready has removed nothing.
     ///
     /// ```
-    /// # use embedding_cache::baseline::SingleLockCache;
+    /// # use baseline::SingleLockCache;
     /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
     /// assert_eq!(SingleLockCache::new(1000, 3600, 64).cleanup_expired_safe().await, 0);
     /// # });
@@ -329,7 +329,7 @@ impl SingleLockCache {
     /// read lock. Cancel safe: it changes nothing.
     ///
     /// ```
-    /// # use embedding_cache::baseline::SingleLockCache;
+    /// # use baseline::SingleLockCache;
     /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
     /// assert_eq!(SingleLockCache::new(1000, 3600, 64).size().await, 0);
     /// # });
@@ -343,13 +343,14 @@ impl SingleLockCache {
     /// Cancel safe: a future dropped before it is ready has removed nothing.
     ///
     /// ```
-    /// # use embedding_cache::{CacheKey, baseline::SingleLockCache};
+    /// # use baseline::SingleLockCache;
+    /// # use embedding_cache::CacheKey;
     /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
     /// let cache = SingleLockCache::new(1000, 3600, 64);
     /// cache.put(CacheKey::new("00ff", "e5-base"), [0.6, 0.8]).await?;
     /// cache.clear().await;
     /// assert_eq!(cache.size().await, 0);
-    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # Ok::<(), baseline::Refusal>(())
     /// # }).unwrap();
     /// ```
     pub async fn clear(&self) {
@@ -365,14 +366,15 @@ impl SingleLockCache {
     /// Cancel safe: a future dropped before it is ready has removed nothing.
     ///
     /// ```
-    /// # use embedding_cache::{CacheKey, baseline::SingleLockCache};
+    /// # use baseline::SingleLockCache;
+    /// # use embedding_cache::CacheKey;
     /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
     /// let cache = SingleLockCache::new(1000, 3600, 64);
     /// let key = CacheKey::new("00ff", "e5-base");
     /// cache.put(key.clone(), [0.6, 0.8]).await?;
     /// assert_eq!(cache.remove(&key).await, Some(vec![0.6, 0.8]));
     /// assert_eq!(cache.remove(&key).await, None);
-    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// # Ok::<(), baseline::Refusal>(())
     /// # }).unwrap();
     /// ```
     pub async fn remove(&self, key: &CacheKey) -> Option<Vec<f32>> {
@@ -390,7 +392,7 @@ impl SingleLockCache {
     /// The counts since the cache was made. `O(1)`, without a lock, so not one snapshot.
     ///
     /// ```
-    /// # use embedding_cache::baseline::SingleLockCache;
+    /// # use baseline::SingleLockCache;
     /// assert_eq!(SingleLockCache::new(1000, 3600, 64).stats().hit_rate(), 0.0);
     /// ```
     #[must_use]
@@ -400,61 +402,56 @@ impl SingleLockCache {
         let read = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (by_entries, by_weight) =
             (read(&counters.evicted_by_entries), read(&counters.evicted_by_weight));
-        CacheStats {
-            hits: read(&counters.hits),
-            misses: read(&counters.misses),
-            insertions: read(&counters.insertions),
-            updates: read(&counters.updates),
-            evictions: by_entries + by_weight,
-            evicted_by_entries: by_entries,
-            evicted_by_weight: by_weight,
-            expired_entries: read(&counters.expired_entries),
-            removals: read(&counters.removals),
-            rejected: read(&counters.rejected),
-            timeouts: read(&counters.timeouts),
-            ..CacheStats::default()
-        }
+        let mut stats = CacheStats::default();
+        stats.hits = read(&counters.hits);
+        stats.misses = read(&counters.misses);
+        stats.insertions = read(&counters.insertions);
+        stats.updates = read(&counters.updates);
+        stats.evictions = by_entries + by_weight;
+        stats.evicted_by_entries = by_entries;
+        stats.evicted_by_weight = by_weight;
+        stats.expired_entries = read(&counters.expired_entries);
+        stats.removals = read(&counters.removals);
+        stats.rejected = read(&counters.rejected);
+        stats.timeouts = read(&counters.timeouts);
+        stats
     }
 
     /// How full the cache is, its limits and its counts. `O(1)`, under the read lock: the lock is
     /// tokio's, so this is `async`. Cancel safe: it changes nothing.
     ///
     /// ```
-    /// # use embedding_cache::baseline::SingleLockCache;
+    /// # use baseline::SingleLockCache;
     /// # tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(async {
     /// let info = SingleLockCache::new(1000, 3600, 64).info().await;
     /// assert_eq!((info.memory_bytes, info.memory_limit_bytes), (0, 64 << 20));
     /// # });
     /// ```
-    pub async fn info(&self) -> CacheInfo {
+    pub async fn info(&self) -> Info {
         let entries = self.cache.read().await;
-        CacheInfo {
+        Info {
             size: entries.map.len(),
             max_size: self.max_size,
             memory_bytes: entries.bytes,
             memory_limit_bytes: self.memory_limit,
-            keys_in_flight: 0,
-            shards: 1,
-            created_at: self.created_at,
-            taken_at: Utc::now(),
             stats: self.stats(),
         }
     }
 
     /// The vector as it will be stored, and the weight of its entry; an error if no eviction could
     /// make room for it. The limits never change, so this needs no lock.
-    fn admit(&self, key: &CacheKey, mut vector: Vec<f32>) -> Result<(Vec<f32>, u64), CacheError> {
+    fn admit(&self, key: &CacheKey, mut vector: Vec<f32>) -> Result<(Vec<f32>, u64), Refusal> {
         let (weight, limit) = (weigh(key, &vector), self.memory_limit);
-        let kind = if self.max_size == 0 {
-            ErrorKind::NoCapacity
+        let reason = if self.max_size == 0 {
+            Reason::NoCapacity
         } else if weight > limit {
-            ErrorKind::TooLarge { weight, limit }
+            Reason::TooLarge { weight, limit }
         } else {
             vector.shrink_to_fit();
             return Ok((vector, weight));
         };
         add(&self.stats.rejected, 1);
-        Err(CacheError::new(kind).giving_back(EmbeddingVector::from(vector)))
+        Err(Refusal::new(reason, Some(vector)))
     }
 
     async fn lock_for_put(&self) -> PutLocks<'_> {
@@ -511,9 +508,14 @@ impl SingleLockCache {
         u64::try_from(age).unwrap_or(0) <= self.ttl_seconds
     }
 
-    fn timed_out(&self, operation: &'static str, waited: Duration) -> CacheError {
+    fn timed_out(
+        &self,
+        operation: &'static str,
+        waited: Duration,
+        vector: Option<Vec<f32>>,
+    ) -> Refusal {
         add(&self.stats.timeouts, 1);
-        ErrorKind::Timeout { operation, waited }.into()
+        Refusal::new(Reason::Timeout { operation, waited }, vector)
     }
 }
 
@@ -527,6 +529,21 @@ impl fmt::Debug for SingleLockCache {
             .field("stats", &self.stats())
             .finish_non_exhaustive()
     }
+}
+
+/// The cache at one moment: how full it is, its limits, its counts.
+#[derive(Debug, Clone, Copy)]
+pub struct Info {
+    /// Entries held, expired ones that nobody has noticed yet included.
+    pub size: usize,
+    /// The most entries it may hold.
+    pub max_size: usize,
+    /// Bytes held: keys, vectors, and the overhead of each entry.
+    pub memory_bytes: u64,
+    /// The most bytes it may hold.
+    pub memory_limit_bytes: u64,
+    /// The counts.
+    pub stats: CacheStats,
 }
 
 /// What is under the one lock.
