@@ -229,24 +229,23 @@ impl<K: EmbeddingKey> Guard<K> {
     pub(super) fn failed(&self, bucket: u8, kind: TierErrorKind) {
         self.counts.failed(kind);
         if let Some(pause) = self.breaker(bucket).failed(self.epoch) {
-            self.opened(bucket, pause, kind == TierErrorKind::Timeout);
+            self.opened(bucket, pause);
         }
     }
 
     /// A request has waited for a part in vain.
     pub(super) fn missed(&self, bucket: u8) {
         if let Some(pause) = self.breaker(bucket).missed(self.epoch) {
-            self.opened(bucket, pause, true);
+            self.opened(bucket, pause);
         }
     }
 
-    fn opened(&self, bucket: u8, pause: Duration, silent: bool) {
+    fn opened(&self, bucket: u8, pause: Duration) {
         self.counts.opened.one();
         self.tell_state(bucket, Some(pause));
-        if silent {
-            // A connection on which nothing comes any more may never end by itself.
-            self.tier.0.reset();
-        }
+        // A connection on which nothing comes any more may never end by itself, and a client may go
+        // on asking a server that is another's by now.
+        self.tier.0.reset();
     }
 
     /// One line for each change of state: calls that fail are counted, not logged.
@@ -431,9 +430,7 @@ pub(super) fn probe<K, S>(
             Err(error) => {
                 guard.counts.failed(error.kind());
                 guard.breaker(bucket).reopen(guard.epoch);
-                if error.kind() == TierErrorKind::Timeout {
-                    guard.tier.0.reset();
-                }
+                guard.tier.0.reset();
             }
         }
     }));

@@ -1,5 +1,6 @@
 //! What a second tier has come to.
 
+use std::fmt;
 use std::ops::AddAssign;
 
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -11,11 +12,22 @@ use super::wire::Rejected;
 macro_rules! counts {
     ($($(#[$doc:meta])* $name:ident,)*) => {
         /// Counts of a second tier, part of [`CacheStats`](crate::CacheStats): all 0 without one.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+        #[derive(Clone, Copy, PartialEq, Eq, Default)]
         #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize), serde(default))]
         #[non_exhaustive]
         pub struct TierStats {
             $($(#[$doc])* pub $name: u64,)*
+        }
+
+        /// What is not 0.
+        impl fmt::Debug for TierStats {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let mut shown = f.debug_struct("TierStats");
+                $(if self.$name != 0 {
+                    shown.field(stringify!($name), &self.$name);
+                })*
+                shown.finish_non_exhaustive()
+            }
         }
 
         impl AddAssign for TierStats {
