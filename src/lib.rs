@@ -65,15 +65,19 @@
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
 
+mod core;
 mod embedding;
 mod error;
 mod hasher;
-mod sharded;
 mod stats;
 mod sync;
 mod timer;
 mod vector;
 
+pub use crate::core::{
+    Clock, EntryInfo, EvictionPolicy, Iter, MemoryPressure, RemovalCause, ShardStats, ShardedCache,
+    ShardedCacheBuilder,
+};
 #[cfg(feature = "tier")]
 pub use embedding::tier;
 pub use embedding::{
@@ -84,10 +88,6 @@ pub use embedding::{
 pub use equivalent::Equivalent;
 pub use error::{CacheError, InsertError};
 pub use hasher::{DefaultHashBuilder, DefaultHasher};
-pub use sharded::{
-    Clock, EntryInfo, EvictionPolicy, Iter, MemoryPressure, RemovalCause, ShardStats, ShardedCache,
-    ShardedCacheBuilder,
-};
 pub use stats::{CacheInfo, CacheStats};
 pub use vector::EmbeddingVector;
 

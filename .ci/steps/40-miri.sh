@@ -7,9 +7,9 @@ cargo +nightly miri setup
 export MIRIFLAGS="-Zmiri-disable-isolation -Zmiri-permissive-provenance"
 cargo +nightly miri test --lib --test miri --no-run
 # Miri runs on one processor, so one half beside the other.
-cargo +nightly miri test --lib -- sharded:: >"$CARGO_TARGET_DIR/half.log" 2>&1 &
+cargo +nightly miri test --lib -- core:: >"$CARGO_TARGET_DIR/half.log" 2>&1 &
 half=$!
-cargo +nightly miri test --lib -- --skip sharded::
+cargo +nightly miri test --lib -- --skip core::
 cargo +nightly miri test --test miri
 wait $half || { cat "$CARGO_TARGET_DIR/half.log"; exit 1; }
 grep "test result" "$CARGO_TARGET_DIR/half.log"

@@ -1,9 +1,9 @@
-# The embedding server: its tests; then the release binary against the official client of
+# The caching server: its tests; then the release binary against the official client of
 # OpenAI, its page in a browser, 1,000 connections at once, and itself without a cache.
 set -euo pipefail
-RUSTDOCFLAGS="-D warnings" cargo doc --no-deps -p embedding-server
-cargo build --release -p embedding-server --bins --examples
-cargo test -p embedding-server
+RUSTDOCFLAGS="-D warnings" cargo doc --no-deps -p embedding-cache-server
+cargo build --release -p embedding-cache-server --bins --examples
+cargo test -p embedding-cache-server
 
 # A thousand connections take a descriptor at each end.
 (($(ulimit -n) >= 4096)) || ulimit -n 4096
@@ -16,7 +16,7 @@ if ((${#tools[@]} > 0)); then
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${tools[@]}" > /dev/null
 fi
 
-here=examples/embedding-server
+here=server
 binaries=${CARGO_TARGET_DIR:-target}/release
 out=$(mktemp -d)
 servers=()
@@ -29,7 +29,7 @@ stop() {
 trap 'stop; rm -rf "$out"' EXIT
 
 start() { # NAME ARGUMENTS... ; sets `address`
-    "$binaries/embedding-server" --listen 127.0.0.1:0 "${@:2}" > "$out/$1" 2> "$out/$1.log" &
+    "$binaries/embedding-cache-server" --listen 127.0.0.1:0 "${@:2}" > "$out/$1" 2> "$out/$1.log" &
     servers+=($!)
     for _ in $(seq 100); do
         address=$(sed -n 's#^listening on http://##p' "$out/$1")
@@ -46,7 +46,7 @@ print(json.load(u.urlopen(sys.argv[1]))[sys.argv[2]][sys.argv[3]])' "http://$1/s
 }
 
 # The README's command starts it, and the two calls after it give the same answer.
-command=$(sed -n 's/^\(cargo run --release -p embedding-server\)$/\1/p' README.md docs/server.md | head -n 1)
+command=$(sed -n 's/^\(cargo run --release -p embedding-cache-server\)$/\1/p' README.md docs/server.md | head -n 1)
 [[ -n $command ]] || { echo "no document names the server's command"; exit 1; }
 $command -- --help > /dev/null
 
@@ -54,12 +54,12 @@ echo '--- the official client'
 start client
 python3 -m venv "$out/venv"
 "$out/venv/bin/pip" install --quiet --disable-pip-version-check openai
-"$out/venv/bin/python" $here/tests/openai_client.py "http://$address/v1"
+"$out/venv/bin/python" $here/tests/clients/openai_client.py "http://$address/v1"
 stop
 
 echo '--- the page'
 start page
-python3 $here/tests/page.py "http://$address" "$(command -v chromium)"
+python3 $here/tests/clients/page.py "http://$address" "$(command -v chromium)"
 # It ends when it is told to, with what it was doing done.
 kill -TERM "${servers[0]}"
 wait "${servers[0]}" || { echo "the server ended with an error"; cat "$out/page.log"; exit 1; }
@@ -67,7 +67,7 @@ servers=()
 
 echo '--- 1,000 connections'
 start crowd
-wrk -t2 -c1000 -d5s --timeout 20s -s $here/tests/crowd.lua "http://$address/v1/embeddings" | tee "$out/wrk"
+wrk -t2 -c1000 -d5s --timeout 20s -s $here/tests/clients/crowd.lua "http://$address/v1/embeddings" | tee "$out/wrk"
 if grep -qE 'Non-2xx|Socket errors' "$out/wrk"; then
     cat "$out/crowd.log"
     exit 1
@@ -78,6 +78,9 @@ texts=$(stat "$address" cache entries)
 echo "$answered answers, $texts distinct texts, $calls calls of the model"
 ((calls < texts && texts > 1000 && answered > texts))
 stop
+
+echo '--- bad connections, a bad client, a stalled model, a half-sent request'
+python3 $here/tests/clients/rig.py "$binaries/embedding-cache-server" 8
 
 echo '--- with and without the cache'
 start with

@@ -5,8 +5,8 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use std::pin::Pin;
 use std::time::Duration;
 
+use crate::core::InsertOptions;
 use crate::error::{CacheError, ErrorKind};
-use crate::sharded::Terms;
 use crate::vector::EmbeddingVector;
 
 use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
@@ -72,7 +72,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         if self.inner.tier.is_some() {
             return Box::pin(self.put_in_both(key, embedding.into(), None, None)).await;
         }
-        let waiting = match self.put_at_once(&key, embedding.into(), Terms::default(), None) {
+        let waiting = match self.put_at_once(&key, embedding.into(), InsertOptions::default(), None)
+        {
             Break(done) => return done,
             Continue(waiting) => waiting,
         };
@@ -112,7 +113,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             let own = Some(time_to_live);
             return Box::pin(self.put_in_both(key, embedding.into(), own, None)).await;
         }
-        let terms = Terms { time_to_live: Some(time_to_live), ..Terms::default() };
+        let terms = InsertOptions { time_to_live: Some(time_to_live), ..InsertOptions::default() };
         let waiting = match self.put_at_once(&key, embedding.into(), terms, None) {
             Break(done) => return done,
             Continue(waiting) => waiting,
@@ -192,10 +193,11 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         if self.inner.tier.is_some() {
             return Box::pin(self.put_in_both(key, embedding.into(), None, limit)).await;
         }
-        let waiting = match self.put_at_once(&key, embedding.into(), Terms::default(), limit) {
-            Break(done) => return done,
-            Continue(waiting) => waiting,
-        };
+        let waiting =
+            match self.put_at_once(&key, embedding.into(), InsertOptions::default(), limit) {
+                Break(done) => return done,
+                Continue(waiting) => waiting,
+            };
         waiting.await
     }
 
@@ -252,9 +254,9 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// # }).unwrap();
     /// ```
     pub async fn remove(&self, key: &K) -> Option<EmbeddingVector> {
-        let Inner { core, waiters, inflight, .. } = &*self.inner;
+        let Inner { core, waiters, .. } = &*self.inner;
         let probe = key.probe();
-        inflight.supersede(&probe);
+        self.inner.supersede(key);
         let removed = waiters.until(None, |slice| core.remove_slice(&probe, slice)).await;
         removed.flatten().map(|components| self.inner.vector(components))
     }
@@ -306,7 +308,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             Ok(stored) => stored,
             Err(error) => return Err(error.giving_back(vector)),
         };
-        self.inner.inflight.supersede(&key.probe());
+        self.inner.supersede(key);
         let mut entry = Some((stored, vector.into_shared()));
         // No closure: it would be given the entry where all goes well, too.
         match self.inner.core.insert_entry(&mut entry) {
@@ -327,7 +329,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let Some(mut both) = self.both() else { return Ok(()) };
         let vector = both.rounded(vector);
         both.note(0, &key, &vector, time_to_live);
-        let terms = Terms { time_to_live, condition: None };
+        let terms = InsertOptions { time_to_live, condition: None };
         let result = [match self.put_at_once(&key, vector, terms, limit) {
             Break(done) => done,
             Continue(waiting) => waiting.await,
@@ -360,14 +362,14 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         &self,
         key: &K,
         vector: EmbeddingVector,
-        terms: Terms<'static>,
+        terms: InsertOptions<'static>,
         limit: Option<Duration>,
     ) -> ControlFlow<Put, Pin<Box<impl Future<Output = Put>>>> {
         let stored = match self.admit(key, &vector) {
             Ok(stored) => stored,
             Err(error) => return Break(Err(error.giving_back(vector))),
         };
-        self.inner.inflight.supersede(&key.probe());
+        self.inner.supersede(key);
         let mut entry = Some((stored, vector.into_shared()));
         match self.inner.core.insert_at_once(&mut entry, terms) {
             Ok(()) => Break(Ok(())),
@@ -398,12 +400,23 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     }
 }
 
+impl<K: EmbeddingKey, S> Inner<K, S> {
+    /// Supersedes the load of a key that is about to be written, if there is one. One relaxed load
+    /// while nothing is being loaded.
+    #[inline]
+    pub(super) fn supersede(&self, key: &K) {
+        if self.inflight.len() > 0 {
+            self.inflight.supersede(&key.probe());
+        }
+    }
+}
+
 impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
     /// Stores an entry that was admitted; waits for locks at most `limit`.
     pub(super) async fn insert(
         &self,
         mut entry: Entry<K>,
-        terms: Terms<'_>,
+        terms: InsertOptions<'_>,
         limit: Option<Duration>,
     ) -> Put {
         match self.core.insert_at_once(&mut entry, terms) {
@@ -419,7 +432,7 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
     async fn insert_until(
         &self,
         mut entry: Entry<K>,
-        terms: Terms<'_>,
+        terms: InsertOptions<'_>,
         limit: Option<Duration>,
     ) -> Put {
         let mut contended = 0;

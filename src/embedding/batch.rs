@@ -4,8 +4,8 @@ use std::hash::BuildHasher;
 
 use smallvec::SmallVec;
 
+use crate::core::{GROUP, InsertOptions, Progress};
 use crate::error::{CacheError, InsertError};
-use crate::sharded::{GROUP, Progress, Terms};
 use crate::vector::EmbeddingVector;
 
 use super::key::form::Form;
@@ -119,7 +119,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             };
             match self.admit(&key, &vector) {
                 Ok(stored) => {
-                    self.inner.inflight.supersede(&key.probe());
+                    self.inner.supersede(&key);
                     positions.push(results.len());
                     admitted.push((stored, vector.into_shared()));
                     results.push(Ok(()));
@@ -127,7 +127,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
                 Err(error) => results.push(Err(error.giving_back(vector))),
             }
         }
-        let stored = self.inner.insert_all(admitted, Terms::default()).await;
+        let stored = self.inner.insert_all(admitted, InsertOptions::default()).await;
         for (position, result) in positions.into_iter().zip(stored) {
             if position % GROUP == GROUP - 1 {
                 pace.step().await;
@@ -147,7 +147,7 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
     pub(super) async fn insert_all(
         &self,
         entries: Vec<(Stored<K>, Components)>,
-        terms: Terms<'static>,
+        terms: InsertOptions<'static>,
     ) -> Vec<Result<(), CacheError>> {
         let mut insert = self.core.start_insert_many(entries, terms);
         let mut pace = Pace::default();

@@ -4,9 +4,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::core::{Clock, EvictionPolicy, MemoryPressure, RemovalCause, ShardedCacheBuilder};
 use crate::error::{CacheError, ErrorKind};
 use crate::hasher::DefaultHashBuilder;
-use crate::sharded::{Clock, EvictionPolicy, MemoryPressure, RemovalCause, ShardedCacheBuilder};
 use crate::vector::EmbeddingVector;
 
 use super::admission::Admission;

@@ -4,8 +4,8 @@ use std::fmt;
 use std::hash::BuildHasher;
 use std::time::Duration;
 
+use crate::core::{ExportIter, InsertOptions};
 use crate::error::CacheError;
-use crate::sharded::{ExportIter, Terms};
 use crate::vector::EmbeddingVector;
 
 use super::key::form::Form;
@@ -104,7 +104,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             }
             match self.admit(&key, &vector) {
                 Ok(stored) => {
-                    self.inner.inflight.supersede(&key.probe());
+                    self.inner.supersede(&key);
                     run.positions.push(results.len());
                     run.admitted.push((stored, vector.into_shared()));
                     results.push(Ok(()));
@@ -124,8 +124,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         if run.admitted.is_empty() {
             return;
         }
-        let terms = Terms { time_to_live: run.life, condition: None };
-        let stored = self.inner.insert_all(std::mem::take(&mut run.admitted), terms).await;
+        let options = InsertOptions { time_to_live: run.life, condition: None };
+        let stored = self.inner.insert_all(std::mem::take(&mut run.admitted), options).await;
         for (position, result) in run.positions.drain(..).zip(stored) {
             results[position] = result;
         }

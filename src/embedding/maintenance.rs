@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
+use crate::core::Step;
 use crate::error::{CacheError, ErrorKind};
-use crate::sharded::Step;
 use crate::timer::Interval;
 use crate::vector::EmbeddingVector;
 
@@ -211,6 +211,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// # }).unwrap();
     /// ```
     pub fn retain(&self, mut keep: impl FnMut(&K, &EmbeddingVector) -> bool) -> usize {
+        self.inner.eras.end();
         self.supersede_if(|key, vector| !keep(key, vector));
         self.inner.core.retain(|key, components| {
             keep(&K::from_stored(key), &self.inner.vector(components.clone()))

@@ -25,8 +25,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::core::{EvictionPolicy, MemoryPressure, ShardedCache};
 use crate::hasher::DefaultHashBuilder;
-use crate::sharded::{EvictionPolicy, MemoryPressure, ShardedCache};
 use crate::stats::{CacheInfo, CacheStats};
 use crate::vector::{EmbeddingVector, heap_bytes};
 
@@ -168,7 +168,7 @@ impl EmbeddingCache {
     /// ```
     #[must_use]
     pub fn new(max_size: usize, ttl_seconds: u64, memory_limit_mb: usize) -> Self {
-        let longest = crate::sharded::LONGEST_TIME_TO_LIVE;
+        let longest = crate::core::LONGEST_TIME_TO_LIVE;
         let time_to_live = Duration::from_secs(ttl_seconds);
         let mut builder = Self::builder()
             .max_entries(max_size)

@@ -28,12 +28,15 @@ pub(super) struct Pace {
 impl Pace {
     /// Before each step: yields, if it is time.
     pub(super) async fn step(&mut self) {
-        match self.since {
-            Some(since) if since.elapsed() < WORK => return,
-            Some(_) => tokio::task::yield_now().await,
-            None => {}
+        if self.is_due() {
+            tokio::task::yield_now().await;
+            self.since = Some(Instant::now());
         }
-        self.since = Some(Instant::now());
+    }
+
+    /// Before each step that must not be interrupted: whether it is time to yield.
+    pub(super) fn is_due(&mut self) -> bool {
+        self.since.get_or_insert_with(Instant::now).elapsed() >= WORK
     }
 }
 

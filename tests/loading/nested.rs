@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use embedding_cache::{CacheError, EmbeddingCache, EmbeddingVector};
+use embedding_cache::{Batcher, BatcherBuilder, CacheError, EmbeddingCache, EmbeddingVector};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
@@ -271,4 +271,116 @@ async fn what_cannot_be_detected_is_ended_by_the_load_timeout() {
     assert_eq!(chain(cache.clone(), &[60], false).await.unwrap(), vector(60));
     assert_eq!(chain(cache.clone(), &[0], false).await.unwrap(), vector(0));
     until(|| cache.info().keys_in_flight == 0).await;
+}
+
+/// A batcher whose model function, for texts below 1000, loads the text itself through the cache
+/// again, or another one, and embeds those above.
+fn loading_batcher(
+    cache: &EmbeddingCache,
+    settings: BatcherBuilder,
+    inner: impl Fn(u32) -> u32 + Send + Sync + Clone + 'static,
+) -> Batcher<u32> {
+    let cache = cache.clone();
+    let embed = move |texts: Vec<u32>| {
+        let (cache, inner) = (cache.clone(), inner.clone());
+        async move {
+            let mut answers = Vec::new();
+            for text in texts {
+                answers.push(if text < 1000 {
+                    let load = cache.get_or_embed(key(inner(text)), || async { vector(9) });
+                    load.await
+                } else {
+                    Ok(EmbeddingVector::from(vector(text)))
+                });
+            }
+            answers
+        }
+    };
+    settings.build(embed).unwrap()
+}
+
+async fn load_through(cache: &EmbeddingCache, batcher: &Batcher<u32>, text: u32) -> Answer {
+    let batcher = batcher.clone();
+    cache.get_or_embed(key(text), move || async move { batcher.embed(text).await }).await
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_waits_for_itself_through_a_batcher_is_an_error_at_once() {
+    let cache = cache();
+    let batcher = loading_batcher(&cache, Batcher::builder(), |text| text);
+    let started = tokio::time::Instant::now();
+    let mut loads = JoinSet::new();
+    for text in 0..20 {
+        let (cache, batcher) = (cache.clone(), batcher.clone());
+        loads.spawn(async move { load_through(&cache, &batcher, text).await });
+    }
+    while let Some(answer) = loads.join_next().await {
+        let error = answer.unwrap().unwrap_err();
+        assert!(error.is_recursive(), "{error}");
+    }
+    assert!(started.elapsed() < Duration::from_millis(100), "more than the batch's delay");
+    assert_eq!(cache.info().keys_in_flight, 0);
+    assert_eq!(load_through(&cache, &batcher, 1000).await.unwrap(), vector(1000));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn three_hundred_loads_through_a_batcher_whose_model_loads_all_end() {
+    for (cache, calls) in [(cache(), 1), (narrow(1), 1), (narrow(256), 1), (narrow(256), 4)] {
+        let settings = Batcher::builder().max_concurrent(calls).max_batch(4);
+        let batcher = loading_batcher(&cache, settings, |text| text + 2000);
+        let mut loads = JoinSet::new();
+        for text in 0..300 {
+            let (cache, batcher) = (cache.clone(), batcher.clone());
+            loads.spawn(async move { load_through(&cache, &batcher, text).await });
+        }
+        while let Some(answer) = loads.join_next().await {
+            assert_eq!(answer.unwrap().unwrap(), vector(9));
+        }
+        assert_eq!(cache.info().keys_in_flight, 0);
+    }
+}
+
+/// Loads that a call of a batcher waits for may need its turn themselves: directly, through loads
+/// that others began, and through another batcher.
+#[tokio::test]
+async fn a_call_that_waits_for_what_waits_for_its_turn_gives_it_up() {
+    let cache = narrow(1);
+    let one_by_one = || Batcher::builder().max_batch(1).max_delay(Duration::ZERO);
+    let texts = one_by_one()
+        .build(|texts: Vec<u32>| async move { texts.into_iter().map(vector).collect::<Vec<_>>() });
+    let texts = texts.unwrap();
+    // Each text below 100 is embedded by embedding the next one, with the same batcher.
+    let itself: Arc<std::sync::OnceLock<Batcher<u32>>> = Arc::default();
+    let again = Arc::clone(&itself);
+    let (inner_cache, other) = (cache.clone(), texts.clone());
+    let nested = one_by_one().build(move |texts: Vec<u32>| {
+        let (again, cache, other) = (Arc::clone(&again), inner_cache.clone(), other.clone());
+        async move {
+            let text = texts[0];
+            let answer = match text {
+                0..100 => again.get().unwrap().embed(text + 1).await,
+                100..200 => load_through(&cache, again.get().unwrap(), text + 100).await,
+                _ => other.embed(text).await,
+            };
+            vec![answer]
+        }
+    });
+    let nested = itself.get_or_init(|| nested.unwrap());
+    let all = async {
+        assert_eq!(nested.embed(90).await.unwrap(), vector(200), "ten deep, then through a load");
+        let mut callers = JoinSet::new();
+        for text in (0..100).chain(100..200).chain(100..200) {
+            let nested = nested.clone();
+            callers.spawn(async move { nested.embed(text).await });
+        }
+        for text in 100..300 {
+            let (cache, nested) = (cache.clone(), nested.clone());
+            callers.spawn(async move { load_through(&cache, &nested, text).await });
+        }
+        while let Some(answer) = callers.join_next().await {
+            assert!(answer.unwrap().is_ok());
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(60), all).await.unwrap();
+    assert_eq!(cache.info().keys_in_flight, 0);
 }

@@ -16,6 +16,7 @@ use crate::error::{CacheError, ErrorKind};
 use crate::timer::Instant;
 use crate::vector::EmbeddingVector;
 
+use super::load::ancestry::Ancestry;
 use super::load::{Answer, IntoEmbeddings};
 use driven::Crew;
 use worker::{Waiting, Worker};
@@ -191,7 +192,9 @@ impl<T> Batcher<T> {
 
     async fn enqueue(&self, input: T) -> Result<oneshot::Receiver<Answer>, CacheError> {
         let (answer, receiver) = oneshot::channel();
-        let waiting = Waiting { input, since: Instant::now(), answer };
+        let ancestry = Ancestry::current();
+        ancestry.give_turns_back();
+        let waiting = Waiting { input, since: Instant::now(), ancestry, answer };
         match self.queue.send(waiting).await {
             Ok(()) => Ok(receiver),
             Err(_) => Err(abandoned()),
@@ -294,6 +297,9 @@ impl BatcherBuilder {
 
     /// The most calls at the same time. The default is 1, as for a model on one GPU; more suits a
     /// model behind a network.
+    ///
+    /// A call that itself waits for a load of a cache, or for a batcher, is not counted from then on:
+    /// what it waits for may need its turn.
     ///
     /// ```
     /// # use std::time::Duration;

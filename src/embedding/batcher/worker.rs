@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc, oneshot};
 
+use crate::embedding::load::ancestry::{Ancestry, Turn};
 use crate::embedding::load::call::{catching, message};
 use crate::embedding::load::{Answer, IntoEmbeddings};
 use crate::error::{CacheError, ErrorKind};
@@ -21,6 +22,8 @@ use super::driven::{Crew, drop_quietly};
 pub(super) struct Waiting<T> {
     pub(super) input: T,
     pub(super) since: Instant,
+    /// The loads inside which it was asked for.
+    pub(super) ancestry: Ancestry,
     pub(super) answer: oneshot::Sender<Answer>,
 }
 
@@ -50,11 +53,19 @@ where
             }
             // Without a handle nobody waits for an answer.
             let Some(crew) = self.crew.upgrade() else { break };
-            let (inputs, answers): (Vec<T>, Vec<_>) =
-                batch.into_iter().map(|waiting| (waiting.input, waiting.answer)).unzip();
+            let mut inputs = Vec::with_capacity(batch.len());
+            let mut answers = Vec::with_capacity(batch.len());
+            let mut ancestries = Vec::with_capacity(batch.len());
+            for Waiting { input, answer, ancestry, .. } in batch {
+                inputs.push(input);
+                answers.push(answer);
+                ancestries.push(ancestry);
+            }
+            let turn = Turn::new(permit);
+            let ancestry = Ancestry::merge(ancestries, Arc::clone(&turn));
             // Unwind safe: what the closure has left half done is its own.
             match catch_unwind(AssertUnwindSafe(|| (self.embed)(inputs))) {
-                Ok(future) => crew.start(call(future, answers, permit)),
+                Ok(future) => crew.start(call(ancestry, future, answers, turn)),
                 Err(panic) => deliver(Err(message(&*panic)), answers),
             }
         }
@@ -127,14 +138,15 @@ fn leave_out_unwanted<T>(batch: &mut Vec<Waiting<T>>) {
 
 /// Makes one call, unless all who wait for it leave before it is done.
 async fn call<Fut>(
+    ancestry: Ancestry,
     future: Fut,
     mut answers: Vec<oneshot::Sender<Answer>>,
-    permit: OwnedSemaphorePermit,
+    turn: Arc<Turn>,
 ) where
     Fut: Future<Output: IntoEmbeddings>,
 {
     let asked = answers.len();
-    let mut work = Box::pin(async move { future.await.into_embeddings(asked) });
+    let mut work = Box::pin(ancestry.scope(async move { future.await.into_embeddings(asked) }));
     let outcome = tokio::select! {
         biased;
         outcome = catching(work.as_mut()) => Some(outcome),
@@ -144,7 +156,7 @@ async fn call<Fut>(
     if let Some(outcome) = outcome {
         deliver(outcome, answers);
     }
-    drop(permit);
+    turn.give_back();
 }
 
 /// Waits until nobody waits for any of the answers.

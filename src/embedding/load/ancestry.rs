@@ -9,7 +9,9 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::future::{Future, poll_fn};
 use std::pin::pin;
-use std::sync::{LazyLock, Mutex, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+
+use tokio::sync::OwnedSemaphorePermit;
 
 use crate::sync::thread_local;
 
@@ -21,7 +23,30 @@ thread_local! {
 
 /// The calls inside which some code runs, each once. One without any is no load's.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct Ancestry(Vec<CallId>);
+pub(crate) struct Ancestry {
+    calls: Vec<CallId>,
+    /// Of the calls of batchers among them.
+    turns: Vec<Arc<Turn>>,
+}
+
+/// The permission of a batcher's call to be under way.
+///
+/// The call gives it back as soon as anything inside it waits for a load or for a batcher: what that
+/// waits for may itself be waiting for this turn, through however many others, and while the call
+/// waits it does not use the model.
+#[derive(Debug)]
+pub(crate) struct Turn(Mutex<Option<OwnedSemaphorePermit>>);
+
+impl Turn {
+    pub(crate) fn new(permit: OwnedSemaphorePermit) -> Arc<Self> {
+        Arc::new(Self(Mutex::new(Some(permit))))
+    }
+
+    pub(crate) fn give_back(&self) {
+        let permit = self.0.lock().unwrap_or_else(PoisonError::into_inner).take();
+        drop(permit);
+    }
+}
 
 impl Ancestry {
     /// That of the code which calls this. Allocates inside a load only.
@@ -29,26 +54,35 @@ impl Ancestry {
         CURRENT.with(|current| current.borrow().clone())
     }
 
-    /// That of a call made for all of these.
-    #[allow(dead_code)] // The batcher is its caller.
-    pub(crate) fn merge(ancestries: impl IntoIterator<Item = Self>) -> Self {
-        let mut calls: Vec<CallId> =
-            ancestries.into_iter().flat_map(|ancestry| ancestry.0).collect();
+    /// That of a batcher's call which is made for all of these, and has `turn`.
+    pub(crate) fn merge(ancestries: impl IntoIterator<Item = Self>, turn: Arc<Turn>) -> Self {
+        let (mut calls, mut turns) = (Vec::new(), vec![turn]);
+        for ancestry in ancestries {
+            calls.extend(ancestry.calls);
+            turns.extend(ancestry.turns);
+        }
         calls.sort_unstable();
         calls.dedup();
-        Self(calls)
+        turns.sort_unstable_by_key(Arc::as_ptr);
+        turns.dedup_by(|one, other| Arc::ptr_eq(one, other));
+        Self { calls, turns }
     }
 
     /// With `call`, whose own body this is to be.
     pub(super) fn within(&self, call: CallId) -> Self {
-        let mut calls = self.0.clone();
-        calls.push(call);
-        Self(calls)
+        let mut ancestry = self.clone();
+        ancestry.calls.push(call);
+        ancestry
     }
 
     /// Whether this is no load's.
-    pub(crate) fn is_empty(&self) -> bool {
-        self.0.is_empty()
+    pub(super) fn is_empty(&self) -> bool {
+        self.calls.is_empty()
+    }
+
+    /// Something inside these calls is about to wait for others.
+    pub(crate) fn give_turns_back(&self) {
+        self.turns.iter().for_each(|turn| turn.give_back());
     }
 
     /// Runs `future` with this as the current ancestry.
@@ -65,7 +99,8 @@ impl Ancestry {
     /// Notes that these calls wait for `call` until the answer is dropped; `None` if `call` waits for
     /// one of them, directly or through others, so that none would ever end.
     pub(super) fn wait_for(&self, call: CallId) -> Option<Waits> {
-        if self.0.is_empty() {
+        self.give_turns_back();
+        if self.calls.is_empty() {
             return Some(Waits { waiting: Vec::new(), call });
         }
         // One lock over both steps: of two calls that begin to wait for each other, one sees it.
@@ -73,17 +108,17 @@ impl Ancestry {
         let mut seen = HashSet::new();
         let mut open = vec![call];
         while let Some(next) = open.pop() {
-            if self.0.contains(&next) {
+            if self.calls.contains(&next) {
                 return None;
             }
             if seen.insert(next) {
                 open.extend(graph.get(&next).into_iter().flatten());
             }
         }
-        for &waiting in &self.0 {
+        for &waiting in &self.calls {
             graph.entry(waiting).or_default().push(call);
         }
-        Some(Waits { waiting: self.0.clone(), call })
+        Some(Waits { waiting: self.calls.clone(), call })
     }
 }
 
@@ -138,7 +173,8 @@ mod tests {
     use super::*;
 
     fn of(calls: &[u64]) -> Ancestry {
-        Ancestry(calls.iter().map(|&call| CallId::from_raw(call)).collect())
+        let calls = calls.iter().map(|&call| CallId::from_raw(call)).collect();
+        Ancestry { calls, turns: Vec::new() }
     }
 
     fn id(call: u64) -> CallId {

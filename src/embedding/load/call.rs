@@ -116,15 +116,23 @@ impl Call {
         self.result.get()
     }
 
-    /// Records what the call came to, unless that is known already; wakes those that wait, and the
-    /// call itself, which then drops its future. Its permit is free from now on.
-    pub(super) fn end(&self, result: CallResult) {
-        if self.result.set(result).is_err() {
-            return;
+    /// Records what the call came to, unless that is known already. Its permit is free from now on.
+    pub(super) fn record(&self, result: CallResult) {
+        if self.result.set(result).is_ok() {
+            self.release_permit();
         }
-        self.release_permit();
+    }
+
+    /// Wakes those that wait for the result, and the call itself, which then drops its future.
+    pub(super) fn wake(&self) {
         self.ended.notify_waiters();
         self.heartbeat.wake();
+    }
+
+    /// Ends the call, if it has not ended.
+    pub(super) fn end(&self, result: CallResult) {
+        self.record(result);
+        self.wake();
     }
 
     /// Gives its permit back, if it has one.

@@ -234,17 +234,10 @@ impl<T: Hash + Eq> Inflight<T> {
         }
     }
 
-    /// Supersedes the load of a key that is about to be written, if there is one. One relaxed load
-    /// while nothing is being loaded.
-    #[inline]
-    pub(crate) fn supersede<Q: Hash + Equivalent<T>>(&self, probe: &Q) {
-        if self.len() > 0 {
-            self.supersede_loading(probe);
-        }
-    }
-
+    /// Supersedes the load of a key that is about to be written, if there is one. See
+    /// [`len`](Self::len) for when there is not.
     #[cold]
-    fn supersede_loading<Q: Hash + Equivalent<T>>(&self, probe: &Q) {
+    pub(crate) fn supersede<Q: Hash + Equivalent<T>>(&self, probe: &Q) {
         let hash = self.hasher.hash_one(probe);
         let slot = {
             let part = self.part(hash).lock();

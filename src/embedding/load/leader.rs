@@ -5,10 +5,11 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::core::{Condition, GROUP, InsertOptions};
 use crate::embedding::observe::Parent;
+use crate::embedding::wait::Pace;
 use crate::embedding::{EmbeddingKey, Inner, Stored};
 use crate::error::{CacheError, ErrorKind};
-use crate::sharded::{Condition, Terms};
 
 use super::ancestry::{Ancestry, Waits};
 use super::call::{Call, CallResult, catching};
@@ -90,10 +91,11 @@ impl<K: EmbeddingKey, S> Leader<K, S> {
     fn end(&mut self, result: CallResult) {
         // The result stands first: those that joined until now have it, and those that come now join
         // no more.
-        self.call.end(result);
+        self.call.record(result);
         for (hash, slot) in self.slots.drain(..) {
             self.inner.inflight.end(hash, &slot);
         }
+        self.call.wake();
     }
 }
 
@@ -155,7 +157,13 @@ impl<K: EmbeddingKey, S: BuildHasher> Leader<K, S> {
     /// is good but finds no room is delivered all the same.
     async fn store(&mut self, answers: &mut [Answer]) {
         let keys = std::mem::take(&mut self.keys);
-        for ((key, answer), (_, slot)) in keys.into_iter().zip(answers).zip(&self.slots) {
+        let mut pace = Pace::default();
+        for (step, ((key, answer), (_, slot))) in
+            keys.into_iter().zip(answers).zip(&self.slots).enumerate()
+        {
+            if step % GROUP == GROUP - 1 {
+                pace.step().await;
+            }
             let Ok(vector) = answer else { continue };
             #[cfg(feature = "tier")]
             if let Some(tier) = &self.inner.tier {
@@ -171,7 +179,8 @@ impl<K: EmbeddingKey, S: BuildHasher> Leader<K, S> {
             let of_tier = self.inner.tier.as_ref().map(|_| K::from_stored(&key));
             let entry = Some((key, vector.clone().into_shared()));
             let condition = Condition { epoch: self.epoch, superseded: Some(slot.superseded()) };
-            let terms = Terms { time_to_live: self.time_to_live, condition: Some(condition) };
+            let terms =
+                InsertOptions { time_to_live: self.time_to_live, condition: Some(condition) };
             // What was refused has been counted; the caller has the vector. A panic of the eviction
             // listener comes after it is stored: it is no reason to lose what the model answered.
             let stored = catching(self.inner.insert(entry, terms, None)).await;

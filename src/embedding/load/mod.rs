@@ -297,7 +297,7 @@ where
             return Ok(vector);
         }
         let mut embed = Some(embed);
-        let request = Request::missing(self.cache, std::array::from_ref(key), self.options);
+        let request = Request::missing(self.cache, std::array::from_ref(key), self.options).await;
         one(self.owned(request, |_| batch_of_one(embed.take().map(|embed| embed()))).await)
     }
 
@@ -370,7 +370,7 @@ where
             return Ok(vector);
         }
         let mut embed = Some(embed);
-        let request = Request::missing(self.cache, std::array::from_ref(key), self.options);
+        let request = Request::missing(self.cache, std::array::from_ref(key), self.options).await;
         one(self.borrowed(request, |_| batch_of_one(embed.take().map(|embed| embed()))).await)
     }
 
@@ -406,10 +406,10 @@ where
         Fut: Future<Output: IntoEmbeddings> + Send + 'static,
     {
         if !request.is_open() {
-            return request.finish();
+            return request.finish().await;
         }
         let Some(tasks) = task::Spawner::current() else {
-            return request.fail(&ErrorKind::NoRuntime { what: "an owned load" }.into());
+            return request.fail(&ErrorKind::NoRuntime { what: "an owned load" }.into()).await;
         };
         // In a box, as is each call: a future that is handed on is part of what takes it twice over.
         let work = Box::pin(async {
@@ -419,11 +419,15 @@ where
                 for (leader, future) in begin(request.claim(None).await, &mut embed) {
                     tasks.spawn(leader.run_owned(future));
                 }
+                if request.is_unclaimed() {
+                    tokio::task::yield_now().await;
+                    continue;
+                }
                 request.wait().await;
             }
         });
         self.in_time(work).await.unwrap_or_else(|waited| request.time_out(waited));
-        request.finish()
+        request.finish().await
     }
 
     /// Each call inside this future, one after the other. The own ones come before the waiting for
@@ -434,7 +438,7 @@ where
         Fut: Future<Output: IntoEmbeddings>,
     {
         if !request.is_open() {
-            return request.finish();
+            return request.finish().await;
         }
         let heartbeat = Arc::new(Heartbeat::default());
         let work = heartbeat.around(Box::pin(async {
@@ -448,11 +452,14 @@ where
                 for (leader, future) in calls {
                     leader.run(future, false).await;
                 }
+                if request.is_unclaimed() {
+                    continue;
+                }
                 request.wait().await;
             }
         }));
         self.in_time(work).await.unwrap_or_else(|waited| request.time_out(waited));
-        request.finish()
+        request.finish().await
     }
 
     /// `work`, or how long was waited for it.

@@ -6,10 +6,11 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::core::{GROUP, Lookup};
+use crate::embedding::wait::Pace;
 use crate::embedding::{EmbeddingCache, EmbeddingKey, Inner};
 use crate::error::{CacheError, ErrorKind};
 use crate::hasher::DefaultHashBuilder;
-use crate::sharded::Sight;
 use crate::vector::EmbeddingVector;
 
 use super::Options;
@@ -23,6 +24,9 @@ use super::output::{Answer, Missing};
 /// How often a key whose call was abandoned by its caller is claimed anew. Each time another caller
 /// has given up, so this is reached only where callers give up in droves.
 const ROUNDS: u32 = 64;
+
+/// A call of so many keys may be made smaller than it could be, so that other tasks have a turn.
+const LARGE: usize = 1024;
 
 /// A key that was not found, once for all places in the batch that name it.
 #[derive(Debug)]
@@ -64,6 +68,11 @@ pub(super) struct Request<'a, K: EmbeddingKey, S> {
     rounds: u32,
     /// The calls inside which this request was made.
     ancestry: Ancestry,
+    /// The item to claim next; all of them have been if it is none.
+    next: usize,
+    /// Whether calls were claimed that have not been waited for yet.
+    is_leading: bool,
+    pace: Pace,
 }
 
 impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
@@ -85,40 +94,53 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
                 position += 1;
             })
             .await;
-        Self::new(cache, keys, options, answers, missing)
+        Self::new(cache, keys, options, answers, missing).await
     }
 
     /// A batch of one that was looked up already, and not found.
-    pub(super) fn missing(
+    pub(super) async fn missing(
         cache: &'a EmbeddingCache<K, S>,
         key: &'a [K; 1],
         options: Options,
     ) -> Self {
-        Self::new(cache, key, options, vec![Ok(EmbeddingVector::empty())], vec![(0, 0)])
+        Self::new(cache, key, options, vec![Ok(EmbeddingVector::empty())], vec![(0, 0)]).await
     }
 
-    fn new(
+    async fn new(
         cache: &'a EmbeddingCache<K, S>,
         keys: &'a [K],
         options: Options,
         answers: Vec<Answer>,
         missing: Vec<(usize, usize)>,
     ) -> Self {
-        let (items, ancestry) = (Vec::new(), Ancestry::default());
-        let mut request =
-            Self { cache, keys, options, answers, missing, items, rounds: 0, ancestry };
+        let mut request = Self {
+            cache,
+            keys,
+            options,
+            answers,
+            missing,
+            items: Vec::new(),
+            rounds: 0,
+            ancestry: Ancestry::default(),
+            next: 0,
+            is_leading: false,
+            pace: Pace::default(),
+        };
         if !request.missing.is_empty() {
             request.ancestry = Ancestry::current();
-            request.collect_items();
+            request.collect_items().await;
         }
         request
     }
 
     /// One item for each distinct key that was not found.
-    fn collect_items(&mut self) {
+    async fn collect_items(&mut self) {
         let mut known =
             HashMap::with_capacity_and_hasher(self.missing.len(), DefaultHashBuilder::default());
-        for (position, item) in &mut self.missing {
+        for (step, (position, item)) in self.missing.iter_mut().enumerate() {
+            if step % GROUP == GROUP - 1 {
+                self.pace.step().await;
+            }
             *item = match known.entry(&self.keys[*position]) {
                 Entry::Occupied(known) => *known.get(),
                 Entry::Vacant(new) => {
@@ -134,6 +156,11 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
                 }
             };
         }
+    }
+
+    /// Whether there are items that [`claim`](Self::claim) has not come to yet.
+    pub(super) fn is_unclaimed(&self) -> bool {
+        self.next < self.items.len()
     }
 
     /// Whether any answer is still to come.
@@ -169,8 +196,9 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
     ///
     /// Never waits while it holds a claim: a future that is dropped gives its claims back, but one
     /// that is kept and never polled again would keep them for ever. So where the lock of a shard is
-    /// taken, it returns what it has, and goes on after those calls have ended. So it does where all
-    /// room in flight is taken and some of that by itself: a batch may be larger than the limit.
+    /// taken, or it is time to yield, it returns what it has, and goes on when those calls run. Where
+    /// all room in flight is taken, and some of that by itself, it goes on after they have ended: a
+    /// batch may be larger than the limit.
     ///
     /// The calls run in the future of `heartbeat`; without one, each in a task of its own.
     pub(super) async fn claim(
@@ -187,8 +215,9 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
         };
         let mut calls = Vec::new();
         let mut call = begin();
-        for item in &mut self.items {
-            if item.answer.is_some() {
+        while let Some(item) = self.items.get_mut(self.next) {
+            self.next += 1;
+            if item.answer.is_some() || item.wait.is_some() {
                 continue;
             }
             // A key that this caller's closure was asked for before: its call was abandoned, so the
@@ -199,16 +228,31 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
             }
             let key = &self.keys[item.position];
             let holds_claims = !calls.is_empty() || call.0.len() > 0;
+            // Not in the middle of a call, unless that is a very large one.
+            let between_calls = call.0.len() == 0 || call.0.len() >= LARGE;
+            if between_calls && self.pace.is_due() {
+                if holds_claims {
+                    self.next -= 1;
+                    break;
+                }
+                self.pace.step().await;
+            }
             let mut attempt =
                 |slice| item.claim(inner, key, &mut call.0, ancestry, heartbeat.is_none(), slice);
             let claimed = match attempt(Duration::ZERO) {
-                None if holds_claims => break,
+                None if holds_claims => {
+                    self.next -= 1;
+                    break;
+                }
                 None => inner.waiters.until(None, attempt).await,
                 claimed => claimed,
             };
             match claimed {
                 Some(Claimed::Led) => call.1.push(key.clone(), item.position),
-                Some(Claimed::Full) if holds_claims => break,
+                Some(Claimed::Full) if holds_claims || self.is_leading => {
+                    self.next = self.items.len();
+                    break;
+                }
                 Some(Claimed::Full) => {
                     let limit = inner.inflight.limit();
                     item.answer = Some(Err(ErrorKind::Overloaded { limit }.into()));
@@ -222,6 +266,7 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
         if call.0.len() > 0 {
             calls.push(call);
         }
+        self.is_leading |= !calls.is_empty();
         calls
     }
 
@@ -229,7 +274,11 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
     /// future shows no sign of life, stays open.
     pub(super) async fn wait(&mut self) {
         let mut abandoned = false;
-        for item in &mut self.items {
+        (self.next, self.is_leading) = (0, false);
+        for (step, item) in self.items.iter_mut().enumerate() {
+            if step % GROUP == GROUP - 1 {
+                self.pace.step().await;
+            }
             let Some(wait) = &item.wait else { continue };
             let ended = wait.interest.call().wait().await;
             // Its leader may never come to take the key out.
@@ -259,17 +308,20 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
     }
 
     /// The same error for whatever is still to come.
-    pub(super) fn fail(mut self, error: &CacheError) -> Vec<Answer> {
+    pub(super) async fn fail(mut self, error: &CacheError) -> Vec<Answer> {
         for item in &mut self.items {
             item.answer.get_or_insert_with(|| Err(error.clone()));
         }
-        self.finish()
+        self.finish().await
     }
 
     /// The answers, in the order of the keys.
-    pub(super) fn finish(mut self) -> Vec<Answer> {
+    pub(super) async fn finish(mut self) -> Vec<Answer> {
         let inner = &self.cache.inner;
-        for item in &mut self.items {
+        for (step, item) in self.items.iter_mut().enumerate() {
+            if step % GROUP == GROUP - 1 {
+                self.pace.step().await;
+            }
             // An old vector is better than an error: what it was made from has not changed.
             if let (Some(Err(_)), Some((vector, past))) = (&item.answer, &item.stale)
                 && *past <= inner.stale_if_error
@@ -278,7 +330,10 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
                 item.answer = Some(Ok(vector.clone()));
             }
         }
-        for (position, item) in self.missing {
+        for (step, (position, item)) in self.missing.into_iter().enumerate() {
+            if step % GROUP == GROUP - 1 {
+                self.pace.step().await;
+            }
             let answer = self.items[item].answer.clone();
             self.answers[position] =
                 answer.unwrap_or_else(|| Err(ErrorKind::Abandoned { rounds: self.rounds }.into()));
@@ -339,12 +394,12 @@ impl Item {
         }
         let mut stale = None;
         let look = || match inner.core.look_slice(&probe, Duration::ZERO)? {
-            Sight::Fresh(components) => Some(Some(inner.vector(components))),
-            Sight::Stale { value, past } => {
+            Lookup::Fresh(components) => Some(Some(inner.vector(components))),
+            Lookup::Stale { value, past } => {
                 stale = Some((inner.vector(value), past));
                 Some(None)
             }
-            Sight::Absent => Some(None),
+            Lookup::Absent => Some(None),
         };
         let (epoch, slot) = (inner.core.epoch(), leader.slot());
         let claimed = match inner.inflight.claim(&probe, epoch, &slot, look, || stored.clone())? {

@@ -9,11 +9,11 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::core::{Condition, InsertOptions};
 use crate::embedding::era::Era;
 use crate::embedding::key::form::Form;
 use crate::embedding::{EmbeddingCache, EmbeddingKey};
 use crate::error::{CacheError, ErrorKind};
-use crate::sharded::{Condition, Terms};
 use crate::vector::EmbeddingVector;
 
 use super::format::{BLOCK_HEADER, BadHeader, Block, Header, Record, read_block};
@@ -290,13 +290,13 @@ impl Load {
         // What is left of its life, where that is less than the cache would give it.
         let left = (expires_at != 0).then(|| Duration::from_millis(expires_at - now));
         let own = left.filter(|&left| core.time_to_live().is_none_or(|ttl| left < ttl));
-        let own = own.filter(|&left| left <= crate::sharded::LONGEST_TIME_TO_LIVE);
+        let own = own.filter(|&left| left <= crate::core::LONGEST_TIME_TO_LIVE);
         // Where there is a fresh value by now, that is newer.
         let condition = Condition { epoch: core.epoch(), superseded: Some(era.flag()) };
-        let terms = Terms { time_to_live: own, condition: Some(condition) };
+        let options = InsertOptions { time_to_live: own, condition: Some(condition) };
         let mut entry = Some((stored, vector.into_shared()));
         loop {
-            match core.insert_into_free_room(&mut entry, terms, SLICE) {
+            match core.insert_into_free_room(&mut entry, options, SLICE) {
                 Ok(()) => return Ok(Count::Entries),
                 Err(error) if error.is_timeout() => {}
                 Err(error) if error.is_superseded() && era.is_over() => {

@@ -130,7 +130,8 @@ impl<K: EmbeddingKey, S: std::hash::BuildHasher> EmbeddingCache<K, S> {
     /// at most for the time-to-live of this cache. Nothing is evicted for it: loading stops where
     /// less than a twentieth of a limit is left ([`full`](SnapshotReport::full)), or when something
     /// is invalidated meanwhile
-    /// ([`stopped_by_invalidation`](SnapshotReport::stopped_by_invalidation)).
+    /// ([`stopped_by_invalidation`](SnapshotReport::stopped_by_invalidation)). A key that is removed by
+    /// itself before it was come to is loaded all the same.
     ///
     /// A damaged block of up to 1 MiB is passed over and counted; where a file is cut off, what comes
     /// before is loaded. The digests find accidents: who may write the file chooses vectors.

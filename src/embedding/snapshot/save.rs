@@ -5,10 +5,10 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use crate::core::Exported;
 use crate::embedding::key::form::Form;
 use crate::embedding::{Components, EmbeddingCache, EmbeddingKey, Stored};
 use crate::error::{CacheError, ErrorKind};
-use crate::sharded::Exported;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use super::format::{

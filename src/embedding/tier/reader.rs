@@ -15,10 +15,10 @@ use std::time::Duration;
 use crate::timer::within;
 use tokio::sync::Notify;
 
+use crate::core::{Condition, InsertOptions};
 use crate::embedding::era::Era;
 use crate::embedding::key::form::Form;
 use crate::embedding::{EmbeddingCache, EmbeddingKey, Inner};
-use crate::sharded::{Condition, Terms};
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::vector::EmbeddingVector;
 
@@ -380,12 +380,12 @@ async fn take<K: EmbeddingKey, S: BuildHasher>(
     let left = (expires_at != 0).then(|| Duration::from_millis(expires_at - now));
     let own = left
         .filter(|left| core.life_of(&asked.key.probe()).is_none_or(|life| *left < life))
-        .filter(|left| *left <= crate::sharded::LONGEST_TIME_TO_LIVE);
+        .filter(|left| *left <= crate::core::LONGEST_TIME_TO_LIVE);
     // Where there is a fresh value by now, that is newer.
     let condition = Condition { epoch: core.epoch(), superseded: Some(asked.era.flag()) };
-    let terms = Terms { time_to_live: own, condition: Some(condition) };
+    let options = InsertOptions { time_to_live: own, condition: Some(condition) };
     let entry = Some((stored, vector.clone().into_shared()));
-    match inner.insert(entry, terms, None).await {
+    match inner.insert(entry, options, None).await {
         Err(error) if error.is_superseded() && asked.era.is_over() => None,
         Err(error) if error.is_superseded() => {
             core.peek(&asked.key.probe()).map(|components| inner.vector(components))

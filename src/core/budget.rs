@@ -1,0 +1,234 @@
+//! The limits of a cache: two counters for all its shards, never over their maximum.
+//!
+//! Room is reserved before an entry is inserted and released after it has left, so the counters are
+//! at every instant at least what the shards hold. A writer that evicts from its own shard keeps
+//! what that frees in its [`Reservation`] and hands it to the newcomer: with entries of one size, a
+//! full cache writes no shared line at all.
+//!
+//! Orderings: all relaxed. Each counter is only ever changed by read-modify-writes, whose order is
+//! total for one atomic, so a compare-exchange that respects the maximum suffices to keep it; the
+//! entries that the numbers speak of are published by the locks of their shards. The maxima are
+//! changed by `ShardedCache::set_max_entries` and its twin, which then pass through the lock of
+//! every shard; as [`Reservation::cover`] is only called under one, every call after that pass sees
+//! the new maximum.
+
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+/// How often an operation that finds all room reserved waits for those who have reserved it: some 20 ms
+/// in all.
+pub(super) const WAITS: u32 = 24;
+
+/// A counter and its maximum, on a cache line of their own.
+#[derive(Debug)]
+#[repr(align(128))]
+struct Meter {
+    used: AtomicU64,
+    max: AtomicU64,
+}
+
+impl Meter {
+    fn new(max: u64) -> Self {
+        Self { used: AtomicU64::new(0), max: AtomicU64::new(max) }
+    }
+
+    /// Adds `more` if the sum stays within the maximum.
+    fn try_reserve(&self, more: u64) -> bool {
+        let max = self.max.load(Relaxed);
+        self.used
+            .fetch_update(Relaxed, Relaxed, |used| used.checked_add(more).filter(|&sum| sum <= max))
+            .is_ok()
+    }
+
+    /// See [`Reservation::cover`].
+    fn cover(&self, held: &mut u64, need: u64) -> bool {
+        if need == 0 {
+            return true;
+        }
+        if *held < need {
+            let reserved = self.try_reserve(need - *held);
+            if reserved {
+                *held = need;
+            }
+            return reserved;
+        }
+        let excess = || self.used.load(Relaxed).saturating_sub(self.max.load(Relaxed));
+        if excess() > 0 {
+            let surplus = excess().min(*held - need);
+            *held -= surplus;
+            self.release(surplus);
+        }
+        excess() == 0
+    }
+
+    fn release(&self, less: u64) {
+        if less > 0 {
+            let before = self.used.fetch_sub(less, Relaxed);
+            debug_assert!(before >= less, "released {less} of {before}");
+        }
+    }
+}
+
+/// Some entries and their weight together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) struct Usage {
+    pub(super) entries: u64,
+    pub(super) weight: u64,
+}
+
+impl Usage {
+    pub(super) const fn one(weight: u64) -> Self {
+        Self { entries: 1, weight }
+    }
+
+    pub(super) fn saturating_sub(self, other: Self) -> Self {
+        Self {
+            entries: self.entries.saturating_sub(other.entries),
+            weight: self.weight.saturating_sub(other.weight),
+        }
+    }
+}
+
+impl std::ops::AddAssign for Usage {
+    fn add_assign(&mut self, other: Self) {
+        self.entries += other.entries;
+        self.weight += other.weight;
+    }
+}
+
+/// Which limit stands in the way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Limit {
+    Entries,
+    Weight,
+}
+
+#[derive(Debug)]
+pub(super) struct Budget {
+    entries: Meter,
+    weight: Meter,
+}
+
+impl Budget {
+    pub(super) fn new(max: Usage) -> Self {
+        Self { entries: Meter::new(max.entries), weight: Meter::new(max.weight) }
+    }
+
+    /// What is held or reserved.
+    pub(super) fn used(&self) -> Usage {
+        Usage { entries: self.entries.used.load(Relaxed), weight: self.weight.used.load(Relaxed) }
+    }
+
+    pub(super) fn max(&self) -> Usage {
+        Usage { entries: self.entries.max.load(Relaxed), weight: self.weight.max.load(Relaxed) }
+    }
+
+    pub(super) fn set_max_entries(&self, max: u64) {
+        self.entries.max.store(max, Relaxed);
+    }
+
+    pub(super) fn set_max_weight(&self, max: u64) {
+        self.weight.max.store(max, Relaxed);
+    }
+
+    /// The limit that is exceeded, as it can be after it was lowered.
+    pub(super) fn excess(&self) -> Option<Limit> {
+        let (used, max) = (self.used(), self.max());
+        if used.entries > max.entries {
+            Some(Limit::Entries)
+        } else if used.weight > max.weight {
+            Some(Limit::Weight)
+        } else {
+            None
+        }
+    }
+
+    pub(super) fn release(&self, amount: Usage) {
+        self.entries.release(amount.entries);
+        self.weight.release(amount.weight);
+    }
+}
+
+/// Room that one operation holds: counted as used, and given back when it is dropped.
+#[derive(Debug)]
+pub(super) struct Reservation<'a> {
+    budget: &'a Budget,
+    held: Usage,
+}
+
+impl<'a> Reservation<'a> {
+    pub(super) fn new(budget: &'a Budget) -> Self {
+        Self { budget, held: Usage::default() }
+    }
+
+    /// Takes over the room of an entry that has just left its shard.
+    pub(super) fn take_over(&mut self, freed: Usage) {
+        self.held += freed;
+    }
+
+    /// Makes `held` at least `need`, from the budget if it has the rest, or says which limit stands
+    /// in the way. Called under the lock of a shard only (see the head of this file).
+    ///
+    /// Room that was reserved before a limit was lowered is no right to exceed the new one: while a
+    /// limit is exceeded, what is held beyond the need is given back, and if that is not enough the
+    /// limit stands in the way.
+    pub(super) fn cover(&mut self, need: Usage) -> Result<(), Limit> {
+        let Budget { entries, weight } = self.budget;
+        if !entries.cover(&mut self.held.entries, need.entries) {
+            return Err(Limit::Entries);
+        }
+        if !weight.cover(&mut self.held.weight, need.weight) {
+            return Err(Limit::Weight);
+        }
+        Ok(())
+    }
+
+    /// Hands `amount` of what is held to an entry that now stands in a shard.
+    pub(super) fn spend(&mut self, amount: Usage) {
+        debug_assert!(self.held.entries >= amount.entries && self.held.weight >= amount.weight);
+        self.held = self.held.saturating_sub(amount);
+    }
+
+    /// Gives everything back, so that others may go on.
+    pub(super) fn release(&mut self) {
+        self.budget.release(std::mem::take(&mut self.held));
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+#[cfg(all(test, not(shuttle)))]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reservation_takes_only_what_is_missing_and_gives_back_what_is_left() {
+        let budget = Budget::new(Usage { entries: 2, weight: 100 });
+        let mut first = Reservation::new(&budget);
+        assert_eq!(first.cover(Usage::one(60)), Ok(()));
+        first.spend(Usage::one(60));
+        drop(first);
+        assert_eq!(budget.used(), Usage { entries: 1, weight: 60 });
+
+        let mut second = Reservation::new(&budget);
+        assert_eq!(second.cover(Usage::one(60)), Err(Limit::Weight));
+        second.take_over(Usage::one(60)); // the first is evicted
+        assert_eq!(second.cover(Usage::one(90)), Ok(()));
+        assert_eq!(budget.used().weight, 90);
+        second.spend(Usage::one(90));
+        drop(second);
+        assert_eq!(budget.used(), Usage::one(90));
+    }
+
+    #[test]
+    fn huge_amounts_do_not_overflow() {
+        let budget = Budget::new(Usage { entries: u64::MAX, weight: u64::MAX });
+        let mut held = Reservation::new(&budget);
+        assert_eq!(held.cover(Usage::one(u64::MAX)), Ok(()));
+        let mut other = Reservation::new(&budget);
+        assert_eq!(other.cover(Usage::one(1)), Err(Limit::Weight));
+    }
+}

@@ -1,0 +1,159 @@
+//! Doubly linked lists of slots whose links stand in one array: any slot can leave from the middle.
+
+use super::super::slots::{Chunked, SlotId};
+use super::reach;
+
+/// The neighbours of a slot in the list it is in.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct Links {
+    /// Towards the front. A slot that is in no list is its own neighbour here, see [`Self::APART`].
+    ahead: SlotId,
+    /// Towards the back.
+    behind: SlotId,
+}
+
+impl Links {
+    /// In no list. No slot in a list can look so: `ahead` at the end of a list is `NONE`, and then
+    /// `behind` is another slot or `NONE`, never the epoch of the policy.
+    const MARK: SlotId = SlotId::from_bits(u32::MAX - 1);
+    const APART: Self = Self { ahead: Self::MARK, behind: Self::MARK };
+
+    pub(in super::super) fn is_linked(self) -> bool {
+        self.ahead != Self::MARK
+    }
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self::APART
+    }
+}
+
+/// A list; the links are passed to each call, as several lists share one array of them. A slot is
+/// in at most one of those at a time.
+#[derive(Debug, Clone, Copy)]
+pub(in super::super) struct List {
+    front: SlotId,
+    back: SlotId,
+    len: usize,
+}
+
+impl Default for List {
+    fn default() -> Self {
+        Self { front: SlotId::NONE, back: SlotId::NONE, len: 0 }
+    }
+}
+
+impl List {
+    pub(in super::super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The slot pushed last.
+    pub(in super::super) fn front(&self) -> Option<SlotId> {
+        Some(self.front).filter(|&id| id != SlotId::NONE)
+    }
+
+    /// The slot pushed first of those still here: the next to leave.
+    pub(in super::super) fn back(&self) -> Option<SlotId> {
+        Some(self.back).filter(|&id| id != SlotId::NONE)
+    }
+
+    /// The slot in front of `id`, that is, the one pushed after it.
+    pub(in super::super) fn ahead_of(&self, links: &Chunked<Links>, id: SlotId) -> Option<SlotId> {
+        Some(links[id].ahead).filter(|&id| id != SlotId::NONE)
+    }
+
+    /// The slot behind `id`, that is, the one pushed before it.
+    pub(in super::super) fn behind(&self, links: &Chunked<Links>, id: SlotId) -> Option<SlotId> {
+        Some(links[id].behind).filter(|&id| id != SlotId::NONE)
+    }
+
+    /// Whether `id` is in a list.
+    pub(in super::super) fn holds(links: &Chunked<Links>, id: SlotId) -> bool {
+        links.get(id).is_some_and(|links| links.is_linked())
+    }
+
+    /// Adds `id`, which is in no list.
+    pub(in super::super) fn push_front(&mut self, links: &mut Chunked<Links>, id: SlotId) {
+        debug_assert!(!links.get(id).is_some_and(|links| links.is_linked()));
+        *reach(links, id) = Links { ahead: SlotId::NONE, behind: self.front };
+        match self.front {
+            SlotId::NONE => self.back = id,
+            front => links[front].ahead = id,
+        }
+        self.front = id;
+        self.len += 1;
+    }
+
+    /// Takes out `id`, which is in this list.
+    pub(in super::super) fn remove(&mut self, links: &mut Chunked<Links>, id: SlotId) {
+        debug_assert!(links[id].is_linked());
+        let Links { ahead, behind } = std::mem::take(&mut links[id]);
+        match ahead {
+            SlotId::NONE => self.front = behind,
+            ahead => links[ahead].behind = behind,
+        }
+        match behind {
+            SlotId::NONE => self.back = ahead,
+            behind => links[behind].ahead = ahead,
+        }
+        self.len -= 1;
+    }
+
+    /// Moves `id`, which is in this list, to the front.
+    pub(in super::super) fn move_to_front(&mut self, links: &mut Chunked<Links>, id: SlotId) {
+        if self.front != id {
+            self.remove(links, id);
+            self.push_front(links, id);
+        }
+    }
+
+    /// All slots from the back to the front; for `validate` and tests.
+    pub(in super::super) fn iter<'a>(
+        &self,
+        links: &'a Chunked<Links>,
+    ) -> impl Iterator<Item = SlotId> + 'a {
+        let back = Some(self.back).filter(|&id| id != SlotId::NONE);
+        let next = |&id: &SlotId| Some(links[id].ahead).filter(|&id| id != SlotId::NONE);
+        std::iter::successors(back, next)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    #[test]
+    fn behaves_like_a_deque_and_lets_go_of_the_middle() {
+        let (mut list, mut links) = (List::default(), Chunked::default());
+        let mut model: VecDeque<SlotId> = VecDeque::new();
+        let mut state = 1u32;
+        for _ in 0..if cfg!(miri) { 60 } else { 20_000 } {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let id = SlotId::from_bits((state >> 16) % 23);
+            match (model.iter().position(|&other| other == id), state >> 30) {
+                (None, _) => {
+                    list.push_front(&mut links, id);
+                    model.push_front(id);
+                }
+                (Some(place), 0) => {
+                    list.move_to_front(&mut links, id);
+                    model.remove(place);
+                    model.push_front(id);
+                }
+                (Some(place), _) => {
+                    list.remove(&mut links, id);
+                    model.remove(place);
+                }
+            }
+            assert!(list.iter(&links).eq(model.iter().rev().copied()));
+            assert_eq!(list.len(), model.len());
+            assert_eq!(list.front(), model.front().copied());
+            assert_eq!(list.back(), model.back().copied());
+            assert_eq!(links[id].is_linked(), model.contains(&id));
+        }
+    }
+}

@@ -1,0 +1,167 @@
+//! Storage that grows without moving much of what it holds: a list of segments.
+//!
+//! A plain `Vec` doubles by moving everything, under the lock of the shard, for as long as that
+//! takes. Here only the last segment grows, by a few items at a time, and so a push moves at most
+//! one segment. Segments are long enough that what is looked up together stands in few pages: pieces
+//! of 64 entries lay scattered between the vectors, and each hit then also missed the processor's
+//! address cache, which halved its speed. And all are equally long, so that an item is found with a
+//! shift: segments that grow with what is stored (an eighth of a power of two) cost a hit ten
+//! instructions more, twice.
+
+/// Items of a segment, as a power of two: of a usual entry 150 KB, moved in some ten microseconds.
+const BITS: u32 = 11;
+const SEGMENT: usize = 1 << BITS;
+/// The last segment grows by an eighth of what there is, and by no more items than these.
+const GROWTH: usize = 256;
+
+/// Which slot of a shard an entry stands in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(in crate::core) struct SlotId(u32);
+
+impl SlotId {
+    /// No slot: the end of a list. Never handed out by [`Chunked::push`].
+    pub(in crate::core) const NONE: Self = Self(u32::MAX);
+
+    pub(in crate::core) const fn from_bits(bits: u32) -> Self {
+        Self(bits)
+    }
+
+    pub(in crate::core) const fn bits(self) -> u32 {
+        self.0
+    }
+
+    /// The segment, and the place in it.
+    #[inline(always)]
+    const fn split(self) -> (usize, usize) {
+        ((self.0 >> BITS) as usize, self.0 as usize % SEGMENT)
+    }
+}
+
+#[derive(Debug)]
+pub(in crate::core) struct Chunked<T> {
+    segments: Vec<Vec<T>>,
+    len: usize,
+}
+
+impl<T> Default for Chunked<T> {
+    fn default() -> Self {
+        Self { segments: Vec::new(), len: 0 }
+    }
+}
+
+impl<T> Chunked<T> {
+    pub(in crate::core) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(in crate::core) fn get(&self, id: SlotId) -> Option<&T> {
+        ((id.0 as usize) < self.len).then(|| &self[id])
+    }
+
+    /// Whether one more item would have no id left.
+    pub(in crate::core) fn is_full(&self) -> bool {
+        self.len >= MOST
+    }
+
+    /// Appends. The caller has asked [`is_full`](Self::is_full).
+    pub(in crate::core) fn push(&mut self, item: T) -> SlotId {
+        let id = SlotId(self.len as u32);
+        debug_assert!(!self.is_full());
+        if self.len.is_multiple_of(SEGMENT) {
+            self.segments.push(Vec::new());
+        }
+        if let Some(last) = self.segments.last_mut() {
+            if last.len() == last.capacity() {
+                let growth = (self.len / 8).clamp(4, GROWTH);
+                last.reserve_exact(growth.min(SEGMENT - last.len()));
+            }
+            last.push(item);
+        }
+        self.len += 1;
+        id
+    }
+}
+
+/// The items, segment by segment, each given back when it is gone through.
+pub(in crate::core) type IntoIter<T> = std::iter::Flatten<std::vec::IntoIter<Vec<T>>>;
+
+impl<T> IntoIterator for Chunked<T> {
+    type Item = T;
+    type IntoIter = IntoIter<T>;
+
+    fn into_iter(self) -> IntoIter<T> {
+        self.segments.into_iter().flatten()
+    }
+}
+
+/// The last number is that of [`SlotId::NONE`], and a few before it are free for marks.
+const MOST: usize = (u32::MAX - 32) as usize;
+
+impl<T: Default> Chunked<T> {
+    /// The item at `id`, after growing to reach it. Where ids come one by one, as they do here,
+    /// that is one push.
+    pub(in crate::core) fn reach(&mut self, id: SlotId) -> &mut T {
+        while self.len <= id.0 as usize {
+            self.push(T::default());
+        }
+        &mut self[id]
+    }
+}
+
+impl<T> std::ops::Index<SlotId> for Chunked<T> {
+    type Output = T;
+
+    #[inline]
+    fn index(&self, id: SlotId) -> &T {
+        let (segment, place) = id.split();
+        &self.segments[segment][place]
+    }
+}
+
+impl<T> std::ops::IndexMut<SlotId> for Chunked<T> {
+    #[inline]
+    fn index_mut(&mut self, id: SlotId) -> &mut T {
+        let (segment, place) = id.split();
+        &mut self.segments[segment][place]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Enough for several sizes of segments.
+    const ITEMS: usize = if cfg!(miri) { 300 } else { 10_000 };
+
+    #[test]
+    fn items_stay_where_they_were_pushed() {
+        let mut chunked = Chunked::default();
+        for i in 0..ITEMS {
+            assert_eq!(chunked.push(i).bits() as usize, i);
+            assert_eq!(chunked.len(), i + 1);
+        }
+        for i in 0..chunked.len() {
+            assert_eq!(chunked[SlotId::from_bits(i as u32)], i);
+        }
+        assert_eq!(chunked.get(SlotId::from_bits(chunked.len() as u32)), None);
+        assert_eq!(chunked.get(SlotId::NONE), None);
+    }
+
+    #[test]
+    fn the_room_for_more_is_bounded_and_so_is_what_moves() {
+        let mut chunked = Chunked::default();
+        for i in 0..ITEMS {
+            let before: Vec<_> = chunked.segments.iter().map(Vec::as_ptr).collect();
+            chunked.push(i);
+            let capacity: usize = chunked.segments.iter().map(Vec::capacity).sum();
+            assert!(
+                capacity <= chunked.len() + (chunked.len() / 8).clamp(4, GROWTH),
+                "{capacity} for {i}"
+            );
+            let all = chunked.segments.iter().map(Vec::as_ptr);
+            let moved = before.iter().zip(all).filter(|(before, now)| **before != *now).count();
+            assert!(moved <= 1, "{moved} segments were moved");
+        }
+        assert!(chunked.segments.iter().all(|segment| segment.len() <= SEGMENT));
+    }
+}

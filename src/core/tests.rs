@@ -1,0 +1,365 @@
+//! What only the async door uses: operations in slices, options of an insert, looks at what is stale.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use super::*;
+
+const SLICE: Duration = Duration::from_micros(50);
+const SECOND: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Default)]
+struct Fake(AtomicU64);
+
+impl Fake {
+    fn advance(&self, by: Duration) {
+        self.0.fetch_add(by.as_nanos() as u64, SeqCst);
+    }
+}
+
+impl Clock for Fake {
+    fn monotonic(&self) -> Duration {
+        Duration::from_nanos(self.0.load(SeqCst))
+    }
+}
+
+type Cache = ShardedCache<u64, u64>;
+
+fn builder() -> ShardedCacheBuilder<u64, u64> {
+    // It takes Miri ten seconds to make what hit density learns in; `tests/miri.rs` has it.
+    let policy = if cfg!(miri) { EvictionPolicy::S3Fifo } else { EvictionPolicy::default() };
+    ShardedCache::builder().eviction(policy)
+}
+
+fn plain() -> Cache {
+    builder().max_entries(1000).shards(4).build().unwrap()
+}
+
+/// Runs `work` while another thread holds the lock of the shard of `key`, for reads or for writes.
+fn while_held(cache: &Cache, key: u64, writing: bool, work: impl FnOnce()) {
+    let shard = cache.place(&key).shard;
+    let (held, release) = (std::sync::Barrier::new(2), std::sync::Barrier::new(2));
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            let hold = || {
+                held.wait();
+                release.wait();
+            };
+            if writing {
+                shard.write(Forever, |_| hold());
+            } else {
+                let table = shard.read(Forever);
+                hold();
+                drop(table);
+            }
+        });
+        held.wait();
+        // A test that fails must not leave the other thread waiting.
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(work));
+        release.wait();
+        if let Err(panic) = outcome {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}
+
+#[test]
+fn a_group_is_looked_up_whole_or_not_at_all() {
+    let cache = plain();
+    for key in 0..40 {
+        cache.insert(key, key + 1).unwrap();
+    }
+    let keys: Vec<u64> = (0..GROUP as u64).collect();
+    while_held(&cache, 63, true, || {
+        for wait in [Duration::ZERO, SLICE] {
+            let had = cache.get_group_slice(&keys, wait, |_| panic!("pushed"));
+            assert!(!had);
+        }
+        assert_eq!(cache.stats().total_requests(), 0);
+        assert_eq!(cache.stats().timeouts, 0);
+    });
+    for wait in [Duration::ZERO, SLICE] {
+        let mut found = Vec::new();
+        assert!(cache.get_group_slice(&keys, wait, |value| found.push(value)));
+        let expected: Vec<_> = keys.iter().map(|key| (*key < 40).then_some(key + 1)).collect();
+        assert_eq!(found, expected);
+    }
+    let stats = cache.stats();
+    assert_eq!((stats.hits, stats.misses), (80, 48));
+}
+
+#[test]
+fn a_batch_in_slices_waits_for_a_held_lock_and_counts_no_timeout() {
+    let cache = plain();
+    let entries = (0..100).map(|key| (key, key));
+    let mut insert = cache.start_insert_many(entries, InsertOptions::default());
+    while_held(&cache, 0, false, || {
+        let mut locked = 0;
+        for _ in 0..20 {
+            match insert.step_slice(if locked == 0 { Duration::ZERO } else { SLICE }) {
+                Progress::Some => assert_eq!(locked, 0, "went on past a lock"),
+                Progress::Locked => locked += 1,
+                Progress::Done => panic!("done without the lock"),
+            }
+        }
+        assert!(locked > 10);
+    });
+    while !matches!(insert.step_slice(SLICE), Progress::Done) {}
+    let results = insert.end();
+    assert_eq!(results.len(), 100);
+    assert!(results.iter().all(Result::is_ok));
+    let stats = cache.stats();
+    assert_eq!((cache.len(), stats.insertions, stats.timeouts, stats.rejected), (100, 100, 0, 0));
+    cache.validate();
+}
+
+#[test]
+fn a_batch_takes_each_lock_once_as_far_as_64_may_leave() {
+    let left = Arc::new(AtomicU64::new(0));
+    let told = Arc::clone(&left);
+    let cache = builder()
+        .max_weight(200)
+        .weigher(|_: &u64, &weight: &u64| weight)
+        .shards(1)
+        .eviction_listener(move |_: &u64, _: &u64, _| {
+            told.fetch_add(1, SeqCst);
+        })
+        .build()
+        .unwrap();
+    cache.insert_many((0..200).map(|key| (key, 1)));
+    assert_eq!(cache.len(), 200);
+    // The first makes 60 leave, the second would be the 120th.
+    let entries = [(1000, 60), (1001, 60), (1002, 1), (1000, 61), (1003, 201)];
+    let mut insert = cache.start_insert_many(entries, InsertOptions::default());
+    let mut most = 0;
+    loop {
+        let before = left.load(SeqCst);
+        let progress = insert.step_slice(SLICE);
+        if let Progress::Done = progress {
+            break;
+        }
+        most = most.max(left.load(SeqCst) - before);
+    }
+    assert!((60..=66).contains(&most), "{most} in one step");
+    let results = insert.end();
+    let taken: Vec<bool> = results.iter().map(Result::is_ok).collect();
+    assert_eq!(taken, [true, true, true, true, false]);
+    assert_eq!(cache.get(&1000), Some(61), "the later one stays");
+    assert_eq!(cache.stats().rejected, 1);
+    cache.validate();
+}
+
+#[test]
+fn terms_give_an_entry_its_own_life_and_bind_it_to_an_epoch() {
+    let clock = Arc::new(Fake::default());
+    let cache = builder().max_entries(10).clock(clock.clone()).build().unwrap();
+    let own = |ttl| InsertOptions { time_to_live: Some(ttl), ..InsertOptions::default() };
+    cache.insert_at_once(&mut Some((1, 1)), own(SECOND)).unwrap();
+    let mut insert = cache.start_insert_many([(2, 2), (3, 3)], own(3 * SECOND));
+    while !matches!(insert.step_slice(Duration::ZERO), Progress::Done) {}
+    assert!(insert.end().iter().all(Result::is_ok));
+    clock.advance(2 * SECOND);
+    assert_eq!(cache.get_many(&[1, 2, 3]), [None, Some(2), Some(3)]);
+    let mut entry = Some((1, 1));
+    let refused = cache.insert_at_once(&mut entry, own(Duration::MAX)).unwrap_err();
+    assert!(refused.is_invalid_ttl());
+    assert_eq!(entry, Some((1, 1)));
+
+    let invalidations: [fn(&Cache); 3] = [
+        |cache| {
+            cache.invalidate_all();
+        },
+        |cache| {
+            cache.invalidate_if(|_, _| false);
+        },
+        Cache::clear,
+    ];
+    for invalidate in invalidations {
+        let in_epoch = |epoch| {
+            let condition = Some(Condition { epoch, superseded: None });
+            InsertOptions { condition, ..InsertOptions::default() }
+        };
+        let before = cache.epoch();
+        cache.insert_at_once(&mut Some((5, 5)), in_epoch(before)).unwrap();
+        invalidate(&cache);
+        let counted = cache.stats();
+        let mut entry = Some((5, 6));
+        let refused = cache.insert_at_once(&mut entry, in_epoch(before));
+        let refused = refused.unwrap_err();
+        assert!(refused.is_superseded());
+        cache.count_refusal(&5, &refused);
+        assert_eq!(entry, Some((5, 6)));
+        let mut insert = cache.start_insert_many([(5, 6), (6, 6)], in_epoch(before));
+        while !matches!(insert.step_slice(Duration::ZERO), Progress::Done) {}
+        assert!(insert.end().iter().all(Result::is_err));
+        assert_eq!(cache.stats(), counted, "a refusal for an invalidation is not counted");
+        assert_ne!(cache.peek(&5), Some(6));
+        let mut entry = Some((5, 7));
+        cache.insert_at_once(&mut entry, in_epoch(cache.epoch())).unwrap();
+        assert_eq!(cache.peek(&5), Some(7));
+        cache.validate();
+    }
+}
+
+/// A refused load evicts nobody.
+#[test]
+fn what_an_invalidation_refuses_makes_no_room() {
+    let cache = builder().max_entries(2).build().unwrap();
+    let epoch = cache.epoch();
+    cache.begin_invalidation();
+    cache.insert_many([(1, 1), (2, 2)]);
+    let condition = Some(Condition { epoch, superseded: None });
+    let options = InsertOptions { condition, ..InsertOptions::default() };
+    cache.insert_at_once(&mut Some((3, 3)), options).unwrap_err();
+    assert_eq!(cache.get_many(&[1, 2]), [Some(1), Some(2)]);
+    assert_eq!(cache.stats().evictions, 0);
+}
+
+#[test]
+fn a_look_tells_fresh_from_stale_from_absent_and_counts_nothing() {
+    let clock = Arc::new(Fake::default());
+    let cache = builder()
+        .max_entries(10)
+        .time_to_live(10 * SECOND)
+        .grace(5 * SECOND)
+        .clock(clock.clone())
+        .build()
+        .unwrap();
+    let look = |key| match cache.look_slice(&key, Duration::ZERO) {
+        None => panic!("locked"),
+        Some(Lookup::Fresh(value)) => Some((value, None)),
+        Some(Lookup::Stale { value, past }) => Some((value, Some(past))),
+        Some(Lookup::Absent) => None,
+    };
+    assert_eq!(look(1), None);
+    cache.insert(1, 1).unwrap();
+    cache.insert_with_ttl(2, 2, Duration::ZERO).unwrap();
+    cache.insert_with_ttl(3, 3, 12 * SECOND).unwrap();
+    assert_eq!((look(1), look(2)), (Some((1, None)), None));
+    let served = |key| {
+        let info = cache.entry_info(&key).is_some();
+        assert_eq!((cache.contains_key(&key), cache.peek(&key).is_some()), (info, info));
+        assert_eq!(cache.iter().any(|(other, _)| other == key), info);
+        info
+    };
+    assert_eq!(cache.entry_info(&1).unwrap().expires_in, Some(10 * SECOND));
+    clock.advance(10 * SECOND);
+    assert_eq!((look(1), served(1)), (Some((1, None)), true), "its age does not exceed it yet");
+    clock.advance(SECOND);
+    assert_eq!((look(1), served(1)), (Some((1, Some(SECOND))), false));
+    assert_eq!((look(3), served(3)), (Some((3, None)), true), "a life of its own");
+    assert_eq!(cache.stats().total_requests(), 0);
+    // A get misses it and leaves it, and so does a cleanup, but for the one that has no life.
+    assert_eq!((cache.get(&1), cache.get_many(&[1])), (None, vec![None]));
+    assert_eq!((cache.cleanup_expired(), cache.len()), (1, 2));
+    assert_eq!((look(1), cache.stats().misses), (Some((1, Some(SECOND))), 2));
+    // A put over it is an update.
+    cache.insert(1, 11).unwrap();
+    assert_eq!((look(1), cache.stats().updates), (Some((11, None)), 1));
+    clock.advance(6 * SECOND);
+    assert_eq!(look(3), Some((3, Some(5 * SECOND))), "to the end of the grace");
+    clock.advance(Duration::from_nanos(1));
+    assert_eq!(look(3), None);
+    clock.advance(5 * SECOND);
+    // Stale, so it is not given back by a remove.
+    assert!(matches!(look(1), Some((11, Some(_)))));
+    assert_eq!((cache.remove(&1), look(1)), (None, None));
+    cache.validate();
+}
+
+#[test]
+fn an_invalidation_removes_what_is_stale_too() {
+    let clock = Arc::new(Fake::default());
+    let builder = builder().max_entries(10).time_to_live(SECOND).grace(9 * SECOND);
+    let cache = builder.clock(clock.clone()).build().unwrap();
+    cache.insert_many([(1, 1), (2, 2)]);
+    clock.advance(2 * SECOND);
+    assert_eq!(cache.invalidate_if(|&key, _| key == 1), 1);
+    assert!(matches!(cache.look_slice(&1, SLICE), Some(Lookup::Absent)));
+    assert!(matches!(cache.look_slice(&2, SLICE), Some(Lookup::Stale { .. })));
+}
+
+#[test]
+fn sweeps_in_slices_wait_for_a_held_lock_and_then_go_on() {
+    let cache = plain();
+    cache.insert_many((0..300).map(|key| (key, key)));
+    let mut retain = cache.start_retain(|key, _| key % 2 == 0);
+    let mut removed = 0;
+    while_held(&cache, 5, false, || {
+        let mut steps = 0..50;
+        let locked = steps.any(|_| match retain.step_slice(Duration::ZERO) {
+            Step::Removed(bite) => {
+                assert!(bite <= 64);
+                removed += bite;
+                false
+            }
+            step => matches!(step, Step::Locked),
+        });
+        assert!(locked && matches!(retain.step_slice(SLICE), Step::Locked));
+    });
+    while let Step::Removed(bite) = retain.step_slice(Duration::ZERO) {
+        removed += bite;
+    }
+    retain.end();
+    assert_eq!((removed, cache.len()), (150, 150));
+
+    let mut invalidation = cache.start_invalidation();
+    assert!(cache.iter().next().is_none(), "gone before the first step");
+    assert_eq!(cache.len(), 150);
+    let mut removed = 0;
+    while_held(&cache, 5, false, || {
+        while let Step::Removed(all) = invalidation.step_slice(Duration::ZERO) {
+            removed += all;
+        }
+        assert!(matches!(invalidation.step_slice(SLICE), Step::Locked));
+    });
+    while let Step::Removed(all) = invalidation.step_slice(SLICE) {
+        removed += all;
+    }
+    invalidation.end();
+    assert_eq!((removed, cache.len(), cache.stats().removals), (150, 0, 300));
+    cache.validate();
+}
+
+/// Every operation on a cache whose sweep has not come yet: nothing of the old is seen, room is
+/// found, and what is stored is not lost to the sweep.
+#[test]
+fn nobody_sees_an_outdated_shard_and_writers_renew_it() {
+    type Act = fn(&Cache);
+    let acts: [(&str, Act); 14] = [
+        ("get", |cache| assert_eq!(cache.get(&1), None)),
+        ("get_many", |cache| assert_eq!(cache.get_many(&[1, 2]), [None, None])),
+        ("peek", |cache| assert_eq!(cache.peek(&1), None)),
+        ("contains_key", |cache| assert!(!cache.contains_key(&1))),
+        ("entry_info", |cache| assert_eq!(cache.entry_info(&1), None)),
+        ("look", |cache| assert!(matches!(cache.look_slice(&1, SLICE), Some(Lookup::Absent)))),
+        ("iter", |cache| assert_eq!(cache.iter().count(), 0)),
+        ("keys", |cache| assert_eq!(cache.keys().count(), 0)),
+        ("remove", |cache| assert_eq!(cache.remove(&1), None)),
+        ("retain", |cache| assert_eq!(cache.retain(|_, _| panic!("asked")), 0)),
+        ("cleanup_expired", |cache| assert_eq!(cache.cleanup_expired(), 0)),
+        ("set_max_entries", |cache| assert_eq!(cache.set_max_entries(4), 0)),
+        ("insert", |cache| cache.insert(1, 100).unwrap()),
+        ("insert_many", |cache| {
+            let results = cache.insert_many((0..20).map(|key| (key, 100)));
+            assert!(results.iter().all(Result::is_ok));
+        }),
+    ];
+    for (what, act) in acts {
+        let cache = builder().max_entries(20).shards(4).build().unwrap();
+        cache.insert_many((0..20).map(|key| (key, key)));
+        let held = cache.len() as u64;
+        let evicted = cache.stats().evictions;
+        let mut invalidation = cache.start_invalidation();
+        act(&cache);
+        assert!(cache.iter().all(|(_, value)| value == 100), "{what}");
+        let stored = cache.iter().count();
+        while let Step::Removed(_) = invalidation.step_slice(SLICE) {}
+        invalidation.end();
+        assert_eq!((cache.len(), cache.iter().count()), (stored, stored), "{what}");
+        assert_eq!(cache.stats().removals, held, "{what}");
+        assert_eq!(cache.stats().evictions, evicted, "{what}");
+        cache.validate();
+    }
+}
