@@ -4,6 +4,7 @@
 //! Entries that leave are returned, so that the caller can drop them after unlocking.
 
 pub(super) mod expiry;
+mod export;
 mod heap;
 mod idle;
 pub(super) mod index;
@@ -315,21 +316,6 @@ impl<K, V> Table<K, V> {
         let idle = self.idle.as_ref().and_then(|idle| idle.left(id, now));
         let own = entry.expiry.life_left(now.plus(self.table_config.grace));
         own.into_iter().chain(idle).min()
-    }
-
-    /// How long an entry will be served, however much it is used; `None` if for ever.
-    pub(super) fn time_to_live_left(&self, entry: &Entry<K, V>, now: Stamp) -> Option<Duration> {
-        entry.expiry.life_left(now.plus(self.table_config.grace))
-    }
-
-    /// See [`Policy::heat`].
-    pub(super) fn heat(&self, id: SlotId) -> u32 {
-        self.policy.heat(id)
-    }
-
-    /// See [`Policy::after_in_use`].
-    pub(super) fn after_in_use(&self, after: Option<SlotId>) -> Option<SlotId> {
-        self.policy.after_in_use(after)
     }
 
     /// How long ago an entry stopped to be fresh.

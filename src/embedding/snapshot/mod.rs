@@ -1,6 +1,6 @@
 //! Snapshots: all entries in a file, so that a process that starts anew is warm.
 //!
-//! [`format`] is the bytes, [`save`] and [`load`] go through them, [`report`] says how far they are.
+//! [`mod@format`] is the bytes, [`save`] and [`load`] go through them, [`report`] says how far they are.
 //! Neither holds a lock for more than 64 entries, and neither needs a runtime: they block, and are
 //! for a thread of their own.
 
