@@ -32,17 +32,9 @@ pub(super) struct Heartbeat {
     answered: AtomicBool,
     /// Being polled: a model that computes inside its poll is alive.
     in_poll: AtomicBool,
-    /// Of a task that shuttle drives: it has no clock, so that a wait is over after some turns of other
-    /// tasks, and polls every task that is woken.
-    is_driven: bool,
 }
 
 impl Heartbeat {
-    /// That of a task of its own.
-    pub(super) fn of_task() -> Self {
-        Self { is_driven: cfg!(shuttle), ..Self::default() }
-    }
-
     /// Wakes the task of the future, and forgets that it was polled before.
     pub(super) fn ping(&self) {
         self.answered.store(false, Relaxed);
@@ -60,7 +52,7 @@ impl Heartbeat {
 
     /// Whether the future has been polled since the last ping, or is being polled.
     pub(super) fn is_alive(&self) -> bool {
-        self.is_driven || self.answered.load(Relaxed) || self.in_poll.load(Relaxed)
+        self.answered.load(Relaxed) || self.in_poll.load(Relaxed)
     }
 
     /// Runs `future`, answering pings whenever it is polled.

@@ -174,15 +174,17 @@ impl<T: Hash + Eq> Inflight<T> {
         let hash = self.hasher.hash_one(probe);
         let mut part = self.part(hash).lock();
         if let Some(loading) = part.find_mut(hash, |loading| probe.equivalent(&loading.key)) {
-            // Before the cache is looked at: a call that has ended has stored what it had to.
-            let has_ended = loading.slot.call.result().is_some();
+            // Both before the cache is looked at: a call that has ended has stored what it had to, and
+            // one that ends after the look is joined, and answers. A call supersedes its own keys when
+            // it ends, so the flag, too, would say after the look that nothing is there to be joined.
+            let is_over = loading.slot.call.result().is_some() || loading.slot.is_superseded();
             if let Some(found) = look()? {
                 return Some(Claim::Found(found));
             }
             // Of a call that has ended the keys are just being taken out: what it answered is an
             // error, or was removed since. One of an earlier epoch will not store what it loads; one
             // of a later is right for a caller that read its own a moment too soon.
-            if loading.epoch >= epoch && !has_ended && !loading.slot.is_superseded() {
+            if loading.epoch >= epoch && !is_over {
                 return Some(Claim::Joined(loading.slot.clone()));
             }
             let old = std::mem::replace(&mut loading.slot, slot.clone());

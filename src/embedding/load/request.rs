@@ -186,7 +186,7 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
         let ancestry = &self.ancestry;
         let time_to_live = self.options.time_to_live;
         let begin = || {
-            let heartbeat = heartbeat.cloned().unwrap_or_else(|| Arc::new(Heartbeat::of_task()));
+            let heartbeat = heartbeat.cloned().unwrap_or_default();
             let epoch = inner.core.epoch();
             (Leader::new(inner, heartbeat, epoch, time_to_live, ancestry), Missing::new())
         };
