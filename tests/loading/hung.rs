@@ -317,3 +317,29 @@ fn a_load_is_joined_where_there_are_no_timers() {
         assert_eq!(first.unwrap(), owned.unwrap());
     });
 }
+
+/// A call that waits for its turn for long asks whether those that have one live. It takes its turn all
+/// the same as soon as that is free.
+#[tokio::test(start_paused = true)]
+async fn a_turn_that_is_free_is_taken_at_once_however_long_it_was_waited_for() {
+    // Ends of calls that fall into every phase of the asking.
+    for length in [300, 750, 900, 1050, 1700] {
+        let (cache, length) = (narrow(1), Duration::from_millis(length));
+        let mut callers = JoinSet::new();
+        let started = tokio::time::Instant::now();
+        for text in 0..6 {
+            let cache = cache.clone();
+            let slow = move || async move {
+                tokio::time::sleep(length).await;
+                vector(text)
+            };
+            callers.spawn(async move { cache.get_or_embed(key(text), slow).await });
+        }
+        while let Some(answer) = callers.join_next().await {
+            answer.unwrap().unwrap();
+        }
+        // The clock is paused: what is over six calls is time in which the permit lay idle.
+        let idle = started.elapsed() - 6 * length;
+        assert!(idle < Duration::from_millis(50), "{idle:?} idle with calls of {length:?}");
+    }
+}

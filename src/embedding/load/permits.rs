@@ -9,7 +9,7 @@
 //! Permits are given in the order in which they were asked for.
 
 use std::collections::{BTreeMap, HashMap};
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -77,15 +77,22 @@ impl Permits {
         let ticket = self.state.lock().ticket();
         // From the first poll on it is in the queue.
         let permit = Permit { permits: Arc::clone(self), ticket };
-        loop {
-            let granted = poll_fn(|cx| self.poll_granted(permit.ticket, call, cx));
-            match timer::within(QUIET, pin!(granted)).await {
-                Some(true) => return Some(permit),
-                Some(false) => return None,
-                None => {}
+        let mut granted = pin!(poll_fn(|cx| self.poll_granted(permit.ticket, call, cx)));
+        let is_granted = loop {
+            if let Some(granted) = timer::within(QUIET, granted.as_mut()).await {
+                break granted;
             }
-            self.revoke_from_silent().await;
-        }
+            // In a box: hardly ever needed. A permit that comes meanwhile is taken at once.
+            let mut asking = Box::pin(self.revoke_from_silent());
+            let outcome = poll_fn(|cx| match granted.as_mut().poll(cx) {
+                Poll::Ready(granted) => Poll::Ready(Some(granted)),
+                Poll::Pending => asking.as_mut().poll(cx).map(|()| None),
+            });
+            if let Some(granted) = outcome.await {
+                break granted;
+            }
+        };
+        is_granted.then_some(permit)
     }
 
     /// `false` if it is not to wait any longer.
