@@ -506,8 +506,11 @@ async fn an_embedding_cache_survives_a_panic_in_a_task() {
     assert_eq!(told.take().len(), 1);
     assert_eq!((cache.size().await, cache.get(&key(1)).await.unwrap()[0]), (1, 1.0));
 
-    let retained = catch_unwind(AssertUnwindSafe(|| cache.retain(|_, _| panic!("injected"))));
-    assert!(retained.is_err());
+    let retained = tokio::spawn({
+        let cache = cache.clone();
+        async move { cache.retain(|_, _| panic!("injected")).await }
+    });
+    assert!(retained.await.unwrap_err().is_panic());
     assert!(cache.get_with_timeout(&key(1), 1000).await.unwrap().is_some());
     cache.put_with_timeout(key(1), [2.0], 1000).await.unwrap();
     assert_eq!(cache.remove(&key(1)).await.unwrap(), [2.0]);

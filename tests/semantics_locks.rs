@@ -277,10 +277,10 @@ fn while_another_holds<F: Future<Output = ()>>(test: impl FnOnce(EmbeddingCache,
     thread::scope(|scope| {
         let _open = OpenOnDrop(&gate);
         scope.spawn(|| {
-            cache.retain(|_, _| {
+            pollster::block_on(cache.retain(|_, _| {
                 gate.pass();
                 true
-            })
+            }))
         });
         gate.wait_for(1);
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
