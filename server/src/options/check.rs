@@ -26,9 +26,9 @@ impl Options {
     /// use clap::Parser as _;
     /// use embedding_cache_server::Options;
     ///
-    /// let upstream = ["embedding-cache-server", "--upstream", "http://user:word@h", "--api-key", "k"];
+    /// let upstream = ["embedding-cache-server", "--upstream", "http://user:s3cr3t@h", "--api-key", "k"];
     /// let error = Options::try_parse_from(upstream)?.check().unwrap_err().to_string();
-    /// assert!(error.contains("--api-key") && !error.contains("word"));
+    /// assert!(error.contains("--api-key") && !error.contains("s3cr3t"));
     /// # Ok::<(), clap::Error>(())
     /// ```
     pub fn check(&self) -> Result<(), OptionError> {
