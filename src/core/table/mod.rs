@@ -4,6 +4,7 @@
 //! Entries that leave are returned, so that the caller can drop them after unlocking.
 
 pub(super) mod expiry;
+mod export;
 mod heap;
 mod idle;
 pub(super) mod index;
