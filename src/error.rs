@@ -95,6 +95,25 @@ pub(crate) enum ErrorKind {
     GraceTooLong { ttl: Duration, grace: Duration, limit: Duration },
     #[error("what was loaded is older than an invalidation, a removal or a value of its key")]
     Superseded,
+    #[error("cannot {operation} the snapshot{}: {cause}", named(path))]
+    SnapshotIo { operation: &'static str, path: String, cause: Arc<std::io::Error> },
+    #[error("this is no snapshot of an embedding cache{}", named(path))]
+    NotASnapshot { path: String },
+    #[error("the head of the snapshot{} is damaged; nothing of it is loaded", named(path))]
+    DamagedSnapshot { path: String },
+    #[error(
+        "the snapshot{} is of version {found}; this program reads version {known}",
+        named(path)
+    )]
+    SnapshotVersion { path: String, found: u32, known: u32 },
+    #[error("the keys of the snapshot{} are {found}, those of this cache {expected}", named(path))]
+    SnapshotKeys { path: String, found: &'static str, expected: &'static str },
+    #[cfg(feature = "tier")]
+    #[error("the hasher was set after the second tier; it is to be set before")]
+    TierBeforeHasher,
+    #[cfg(feature = "tier")]
+    #[error("not invalidated in the second tier: {cause}")]
+    TierFailed { cause: Arc<crate::tier::TierError> },
     #[error("a time-to-idle of {tti:?} is over the limit of {limit:?}")]
     TtiTooLong { tti: Duration, limit: Duration },
     #[error("a time-to-idle of 0 would serve nothing; it is more than that")]
@@ -111,6 +130,21 @@ pub(crate) enum ErrorKind {
     NoWeigher { limit: u64 },
 }
 
+/// How a file is named in a message; one that has no name is not.
+fn named(path: &str) -> String {
+    if path.is_empty() { String::new() } else { format!(" {path}") }
+}
+
+impl ErrorKind {
+    pub(crate) fn snapshot_io(
+        operation: &'static str,
+        path: &std::path::Path,
+        cause: std::io::Error,
+    ) -> Self {
+        Self::SnapshotIo { operation, path: path.display().to_string(), cause: Arc::new(cause) }
+    }
+}
+
 impl fmt::Display for CacheError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.kind.fmt(f)
@@ -118,10 +152,14 @@ impl fmt::Display for CacheError {
 }
 
 impl Error for CacheError {
-    /// What the model call failed with, for [`is_load_failed`](Self::is_load_failed).
+    /// What the model call failed with, for [`is_load_failed`](Self::is_load_failed), or the
+    /// operating system, for [`is_snapshot_io`](Self::is_snapshot_io).
     fn source(&self) -> Option<&(dyn Error + 'static)> {
         match &self.0.kind {
             ErrorKind::LoadFailed(cause) => Some(&**cause),
+            ErrorKind::SnapshotIo { cause, .. } => Some(&**cause),
+            #[cfg(feature = "tier")]
+            ErrorKind::TierFailed { cause } => Some(&**cause),
             _ => None,
         }
     }
@@ -260,10 +298,42 @@ impl CacheError {
         matches!(self.0.kind, ErrorKind::Superseded)
     }
 
+    /// The second tier could not do what it was asked to; the
+    /// [`source`](std::error::Error::source) is its error.
+    #[cfg(feature = "tier")]
+    #[must_use]
+    pub fn is_tier_failed(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::TierFailed { .. })
+    }
+
+    /// A snapshot could not be written or read: the [`source`](std::error::Error::source) is what the
+    /// operating system, or the caller's reader or writer, has said.
+    #[must_use]
+    pub fn is_snapshot_io(&self) -> bool {
+        matches!(self.0.kind, ErrorKind::SnapshotIo { .. })
+    }
+
+    /// What was to be loaded is no snapshot, or one of another version or for another kind of key, or
+    /// its head is damaged.
+    #[must_use]
+    pub fn is_invalid_snapshot(&self) -> bool {
+        matches!(
+            self.0.kind,
+            ErrorKind::NotASnapshot { .. }
+                | ErrorKind::DamagedSnapshot { .. }
+                | ErrorKind::SnapshotVersion { .. }
+                | ErrorKind::SnapshotKeys { .. }
+        )
+    }
+
     /// A builder was given a configuration that no cache can have, or something that needs a tokio
     /// runtime was called where there is none.
     #[must_use]
     pub fn is_configuration(&self) -> bool {
+        #[cfg(feature = "tier")]
+        if matches!(self.0.kind, ErrorKind::TierBeforeHasher) {
+            return true;
+        }
         matches!(
             self.0.kind,
             ErrorKind::ShardCount { .. }

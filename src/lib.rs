@@ -83,6 +83,8 @@
 //! - `metrics`: `EmbeddingCache::publish_metrics`, for the recorder of the `metrics` facade, and a
 //!   histogram of load times.
 //! - `tracing`: spans around model calls.
+//! - `tier`, `tier-f16`: a second tier that processes share, see the module `tier`; the latter with
+//!   values of two bytes a component.
 
 #![forbid(unsafe_code)]
 #![cfg_attr(docsrs, feature(doc_cfg))]
@@ -100,10 +102,12 @@ pub use crate::core::{
     Clock, EntryInfo, EvictionPolicy, Iter, MemoryPressure, RemovalCause, ShardStats, ShardedCache,
     ShardedCacheBuilder,
 };
+#[cfg(feature = "tier")]
+pub use embedding::tier;
 pub use embedding::{
     Batcher, BatcherBuilder, CacheKey, CleanupHandle, ContentKey, ENTRY_OVERHEAD, EmbeddingCache,
-    EmbeddingCacheBuilder, EmbeddingKey, IntoEmbedding, IntoEmbeddings, KeySpec, Load, Missing,
-    Role, Truncation,
+    EmbeddingCacheBuilder, EmbeddingKey, Entries, IntoEmbedding, IntoEmbeddings, KeySpec, Load,
+    Missing, Role, Snapshot, SnapshotLoad, SnapshotProgress, SnapshotReport, Truncation,
 };
 pub use equivalent::Equivalent;
 pub use error::{CacheError, InsertError};

@@ -60,6 +60,9 @@ pub struct CacheStats {
     /// Vectors past their time-to-live that a load served, while a fresh one came or as none did.
     /// Each was a miss as well.
     pub stale_served: u64,
+    /// What the second tier has come to.
+    #[cfg(feature = "tier")]
+    pub tier: crate::tier::TierStats,
 }
 
 impl CacheStats {
@@ -104,6 +107,10 @@ impl std::ops::AddAssign for CacheStats {
         self.load_failures += other.load_failures;
         self.joins += other.joins;
         self.stale_served += other.stale_served;
+        #[cfg(feature = "tier")]
+        {
+            self.tier += other.tier;
+        }
     }
 }
 

@@ -3,13 +3,13 @@ set -euo pipefail
 command=$(sed -n 's/^\(cargo test\)$/\1/p' README.md | head -n 1)
 [[ -n $command ]] || { echo "README.md names no test command"; exit 1; }
 $command
-for features in --no-default-features "--features serde" "--features metrics" "--features tracing"; do
+for features in --no-default-features "--features serde" "--features metrics" "--features tracing" "--features tier"; do
     printf -- '--- cargo test %s\n' "$features"
     # shellcheck disable=SC2086
     cargo test $features --lib --test contracts --test metrics --test spans
 done
 printf -- '--- cargo test --all-features\n'
-cargo test --all-features --lib --test contracts --test semantics --test keys --test loading --test metrics --test spans
+cargo test --all-features --lib --test contracts --test semantics --test keys --test loading --test metrics --test spans --test snapshot --test tier
 cargo test --all-features --doc
 printf -- '--- cargo test -p baseline -p embed-corpus\n'
 cargo test -p baseline -p embed-corpus

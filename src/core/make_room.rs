@@ -44,6 +44,8 @@ pub(super) struct Put<'a, K, V> {
     pub(super) reservation: Reservation<'a>,
     /// Whether shards that hold less than their share must give as well.
     desperate: bool,
+    /// Whether nobody may leave for it; see `insert_free.rs`.
+    pub(super) only_free_room: bool,
 }
 
 /// An entry on its way in.
@@ -224,6 +226,7 @@ where
             condition,
             reservation: Reservation::new(&self.budget),
             desperate: false,
+            only_free_room: false,
         }
     }
 
@@ -252,6 +255,9 @@ where
                 Err(NeedsRoom::Superseded) => return Err(ErrorKind::Superseded),
                 Err(NeedsRoom::NoRoom(need)) => need,
             };
+            if put.only_free_room {
+                return Err(ErrorKind::Contended { weight, limit: self.max_weight(), rounds });
+            }
             // The limits may have been lowered since the put began.
             self.can_ever_fit(weight)?;
             freed |= self.take_elsewhere(put, need, notifier, wait);
@@ -353,6 +359,9 @@ where
         keep: Option<super::table::slots::SlotId>,
         gone: &mut Gone<K, V>,
     ) -> bool {
+        if put.only_free_room {
+            return put.reservation.cover(need).is_ok();
+        }
         while gone.len() < BITE {
             let Err(limit) = put.reservation.cover(need) else { return true };
             let may_evict = put.desperate || self.has_its_share(table.held(), limit);

@@ -10,10 +10,12 @@ mod budget;
 mod builder;
 mod clock;
 mod counters;
+mod export;
 mod get;
 mod get_many;
 mod hit_counters;
 mod insert;
+mod insert_free;
 mod insert_many;
 mod invalidate;
 mod make_room;
@@ -38,6 +40,7 @@ use crate::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 pub use builder::ShardedCacheBuilder;
 pub use clock::Clock;
 pub use counters::ShardStats;
+pub(crate) use export::{ExportIter, Exported};
 pub(crate) use insert::{Condition, InsertOptions};
 pub use sweep::Iter;
 pub(crate) use sweep::Step;
@@ -363,6 +366,11 @@ impl<K, V, S> ShardedCache<K, V, S> {
         } else {
             Stamp::ZERO
         }
+    }
+
+    /// The moment for an export: exact, so that lives are.
+    fn now_for_export(&self) -> Stamp {
+        if self.may_expire.load(Relaxed) { self.config.time.now() } else { Stamp::ZERO }
     }
 
     /// For what leaves in one operation.

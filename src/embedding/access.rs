@@ -68,6 +68,10 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         key: K,
         embedding: impl Into<EmbeddingVector>,
     ) -> Result<(), CacheError> {
+        #[cfg(feature = "tier")]
+        if self.inner.tier.is_some() {
+            return Box::pin(self.put_in_both(key, embedding.into(), None, None)).await;
+        }
         let waiting = match self.put_at_once(&key, embedding.into(), InsertOptions::default(), None)
         {
             Break(done) => return done,
@@ -104,6 +108,11 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         embedding: impl Into<EmbeddingVector>,
         time_to_live: Duration,
     ) -> Result<(), CacheError> {
+        #[cfg(feature = "tier")]
+        if self.inner.tier.is_some() {
+            let own = Some(time_to_live);
+            return Box::pin(self.put_in_both(key, embedding.into(), own, None)).await;
+        }
         let terms = InsertOptions { time_to_live: Some(time_to_live), ..InsertOptions::default() };
         let waiting = match self.put_at_once(&key, embedding.into(), terms, None) {
             Break(done) => return done,
@@ -180,6 +189,10 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         embedding: impl Into<EmbeddingVector>,
         wait: Duration,
     ) -> Result<(), CacheError> {
+        #[cfg(feature = "tier")]
+        if self.inner.tier.is_some() {
+            return Box::pin(self.put_in_both(key, embedding.into(), None, Some(wait))).await;
+        }
         let waiting =
             match self.put_at_once(&key, embedding.into(), InsertOptions::default(), Some(wait)) {
                 Break(done) => return done,
@@ -332,17 +345,53 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         embedding: impl Into<EmbeddingVector>,
     ) -> Result<(), CacheError> {
         let vector = embedding.into();
-        let stored = match self.admit(&key, &vector) {
+        #[cfg(feature = "tier")]
+        if let Some(mut both) = self.both() {
+            let vector = both.rounded(vector);
+            both.note(0, &key, &vector, None);
+            let result = [self.put_in_first_blocking(&key, vector)];
+            both.end(&result);
+            let [result] = result;
+            return result;
+        }
+        self.put_in_first_blocking(&key, vector)
+    }
+
+    #[inline]
+    fn put_in_first_blocking(&self, key: &K, vector: EmbeddingVector) -> Put {
+        let stored = match self.admit(key, &vector) {
             Ok(stored) => stored,
             Err(error) => return Err(error.giving_back(vector)),
         };
-        self.inner.supersede(&key);
+        self.inner.supersede(key);
         let mut entry = Some((stored, vector.into_shared()));
         // No closure: it would be given the entry where all goes well, too.
         match self.inner.core.insert_entry(&mut entry) {
             Ok(()) => Ok(()),
             Err(error) => Err(give_back(error, entry)),
         }
+    }
+
+    /// A put that the second tier is told of, once the first has taken it.
+    #[cfg(feature = "tier")]
+    async fn put_in_both(
+        &self,
+        key: K,
+        vector: EmbeddingVector,
+        time_to_live: Option<Duration>,
+        limit: Option<Duration>,
+    ) -> Put {
+        let Some(mut both) = self.both() else { return Ok(()) };
+        let vector = both.rounded(vector);
+        both.note(0, &key, &vector, time_to_live);
+        let terms = InsertOptions { time_to_live, condition: None };
+        let result = [match self.put_at_once(&key, vector, terms, limit) {
+            Break(done) => done,
+            Continue(waiting) => waiting.await,
+        }];
+        both.end(&result);
+        let [result] = result;
+        result
     }
 
     /// The first try of a get, which nearly always is the last; `None` if another thread has the

@@ -101,11 +101,22 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let mut pace = Pace::default();
         // Not the caller's iterator: held over an await it would have to be `Send`.
         let entries: Vec<(K, V)> = entries.into_iter().collect();
+        #[cfg(feature = "tier")]
+        let mut both = self.both();
         for (position, (key, vector)) in entries.into_iter().enumerate() {
             if position % GROUP == GROUP - 1 {
                 pace.step().await;
             }
             let vector = vector.into();
+            #[cfg(feature = "tier")]
+            let vector = match &mut both {
+                None => vector,
+                Some(both) => {
+                    let vector = both.rounded(vector);
+                    both.note(results.len(), &key, &vector, None);
+                    vector
+                }
+            };
             match self.admit(&key, &vector) {
                 Ok(stored) => {
                     self.inner.supersede(&key);
@@ -122,6 +133,10 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
                 pace.step().await;
             }
             results[position] = result;
+        }
+        #[cfg(feature = "tier")]
+        if let Some(both) = both {
+            both.end(&results);
         }
         results
     }

@@ -41,6 +41,8 @@ pub struct EmbeddingCacheBuilder<K: EmbeddingKey = CacheKey, S = DefaultHashBuil
     admission: Admission,
     loading: Loading,
     name: String,
+    #[cfg(feature = "tier")]
+    tier: Option<super::tier::ToAttach<K, S>>,
 }
 
 /// What bounds the loads of a cache.
@@ -99,6 +101,8 @@ impl<K: EmbeddingKey> Default for EmbeddingCacheBuilder<K> {
             admission: Admission::default(),
             loading: Loading::default(),
             name: String::new(),
+            #[cfg(feature = "tier")]
+            tier: None,
         }
     }
 }
@@ -335,6 +339,21 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
         Self { name: name.into(), ..self }
     }
 
+    /// A second tier: a store that processes share, or that outlives them. `get_or_embed` and its
+    /// like ask it for what they miss before they call a model, and what a model answers, or a put
+    /// stores, is written to it in the background. See the module [`tier`](crate::tier).
+    ///
+    /// Needs a tokio runtime wherever the cache is used; a put from a thread outside one
+    /// uses the runtime that this is called in, or that another operation was called in before.
+    /// To be called after [`hasher`](Self::hasher).
+    #[cfg(feature = "tier")]
+    pub fn tier(self, tier: impl Into<super::tier::SecondTier>) -> Self
+    where
+        S: Send + Sync + 'static,
+    {
+        Self { tier: Some(super::tier::ToAttach::new(tier.into())), ..self }
+    }
+
     /// Another source of time, for tests.
     pub fn clock(self, clock: Arc<dyn Clock>) -> Self {
         Self { core: self.core.clock(clock), ..self }
@@ -350,6 +369,10 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
             admission: self.admission,
             loading: self.loading,
             name: self.name,
+            #[cfg(feature = "tier")]
+            tier: self
+                .tier
+                .map(|tier| super::tier::ToAttach { second: tier.second, starters: None }),
         }
     }
 
@@ -413,7 +436,22 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
             .weigher(weigh::<K>)
             .size(|_: &Stored<K>, components: &Components| components.len() as u64)
             .build()?;
-        Ok(EmbeddingCache::from_core(core, self.admission, self.loading, &self.name))
+        #[cfg(feature = "tier")]
+        let tier = match self.tier {
+            None => None,
+            Some(super::tier::ToAttach { second, starters: Some(starters) }) => {
+                Some(super::tier::Attached::new(second, starters, &self.name))
+            }
+            Some(_) => return Err(crate::error::ErrorKind::TierBeforeHasher.into()),
+        };
+        Ok(EmbeddingCache::from_core(
+            core,
+            self.admission,
+            self.loading,
+            &self.name,
+            #[cfg(feature = "tier")]
+            tier,
+        ))
     }
 }
 

@@ -93,13 +93,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// # }).unwrap();
     /// ```
     pub async fn invalidate_all(&self) -> usize {
-        let mut invalidation = self.inner.core.start_invalidation();
-        // What is being loaded is not stored from this instant on; now its calls are told, so that
-        // those end for which nobody waits.
-        self.inner.inflight.supersede_if(|_| true);
-        let removed = self.inner.sweep(|slice| invalidation.step_slice(slice)).await;
-        invalidation.end();
-        removed
+        self.inner.invalidate_all().await
     }
 
     /// Removes the embeddings of a model, whatever its revision, and returns how many those were:
@@ -126,8 +120,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     pub async fn invalidate_model(&self, model: &str) -> usize {
         let model = ModelName::new(model);
-        self.inner.inflight.supersede_if(|key| K::belongs_to_model(key, &model));
-        self.remove_if(|key, _| K::belongs_to_model(key, &model)).await
+        self.inner.remove_named(|key| K::belongs_to_model(key, &model)).await
     }
 
     /// Removes the embeddings of a tenant and returns how many those were: of keys that a
@@ -152,8 +145,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     pub async fn invalidate_tenant(&self, tenant: &str) -> usize {
         let tenant = TenantName::new(tenant);
-        self.inner.inflight.supersede_if(|key| K::belongs_to_tenant(key, &tenant));
-        self.remove_if(|key, _| K::belongs_to_tenant(key, &tenant)).await
+        self.inner.remove_named(|key| K::belongs_to_tenant(key, &tenant)).await
     }
 
     /// Removes the live entries for which `predicate` holds and returns how many it removed
@@ -185,25 +177,18 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
         &self,
         mut predicate: impl FnMut(&K, &EmbeddingVector) -> bool,
     ) -> usize {
+        self.inner.eras.end();
         self.supersede_if(&mut predicate);
-        self.remove_if(|key, components| {
+        let predicate = |key: &Stored<K>, components: &Components| {
             predicate(&K::from_stored(key), &self.inner.vector(components.clone()))
-        })
-        .await
+        };
+        self.inner.remove_if(predicate).await
     }
 
     /// Supersedes the loads of the keys that `predicate` holds for. There is no vector to show it yet.
     fn supersede_if(&self, mut predicate: impl FnMut(&K, &EmbeddingVector) -> bool) {
         let none = EmbeddingVector::empty();
         self.inner.inflight.supersede_if(|key| predicate(&K::from_stored(key), &none));
-    }
-
-    async fn remove_if(&self, mut predicate: impl FnMut(&Stored<K>, &Components) -> bool) -> usize {
-        let mut retain =
-            self.inner.core.start_retain(|key, components| !predicate(key, components));
-        let removed = self.inner.sweep(|slice| retain.step_slice(slice)).await;
-        retain.end();
-        removed
     }
 
     /// Keeps the live entries for which `keep` holds, removes the others, and returns how many it
@@ -301,6 +286,12 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// | `embedding_cache_evictions_total` | counter | entries that left; label `cause`: `size`, `weight`, `expired`, `removed` |
     /// | `embedding_cache_entries`, `_bytes`, `_keys_in_flight` | gauge | what is held |
     ///
+    /// With a second tier also `embedding_cache_tier_hits_total`, `_misses_total`, `_late_total`,
+    /// `_writes_total`, `_write_failures_total`, `_dropped_total`, `_skipped_total` (label `why`),
+    /// `_failures_total` (label `kind`) and `_rejected_total` (label `reason`), the gauges
+    /// `_queue_bytes`, `_breaker_open` and `_namespace_age_seconds`, and the histogram
+    /// `_read_seconds`, as it happens.
+    ///
     /// Each has the label `cache`.
     ///
     /// ```
@@ -311,10 +302,39 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     pub fn publish_metrics(&self) {
         self.inner.observer.publish(&self.info());
+        #[cfg(feature = "tier")]
+        if let Some(tier) = &self.inner.tier {
+            tier.guard.publish();
+        }
     }
 }
 
 impl<K: EmbeddingKey, S> Inner<K, S> {
+    pub(super) async fn invalidate_all(&self) -> usize {
+        self.eras.end();
+        let mut invalidation = self.core.start_invalidation();
+        // What is being loaded is not stored from this instant on; now its calls are told, so that
+        // those end for which nobody waits.
+        self.inflight.supersede_if(|_| true);
+        let removed = self.sweep(|slice| invalidation.step_slice(slice)).await;
+        invalidation.end();
+        removed
+    }
+
+    /// Removes the entries whose keys `names` holds for, and supersedes the loads of such keys.
+    pub(super) async fn remove_named(&self, names: impl Fn(&Stored<K>) -> bool) -> usize {
+        self.eras.end();
+        self.inflight.supersede_if(&names);
+        self.remove_if(|key, _| names(key)).await
+    }
+
+    async fn remove_if(&self, mut predicate: impl FnMut(&Stored<K>, &Components) -> bool) -> usize {
+        let mut retain = self.core.start_retain(|key, components| !predicate(key, components));
+        let removed = self.sweep(|slice| retain.step_slice(slice)).await;
+        retain.end();
+        removed
+    }
+
     /// Takes a sweep step by step to its end, and returns how many entries it removed.
     async fn sweep(&self, mut step: impl FnMut(Duration) -> Step) -> usize {
         let mut removed = 0;

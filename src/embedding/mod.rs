@@ -15,11 +15,16 @@ mod admission;
 mod batch;
 mod batcher;
 mod builder;
+mod era;
+mod export;
 mod inspect;
 mod key;
 mod load;
 mod maintenance;
 mod observe;
+mod snapshot;
+#[cfg(feature = "tier")]
+pub mod tier;
 mod wait;
 
 use std::fmt;
@@ -35,8 +40,10 @@ pub use builder::EmbeddingCacheBuilder;
 pub use key::{CacheKey, ContentKey, EmbeddingKey, KeySpec, Role, Truncation};
 
 pub use batcher::{Batcher, BatcherBuilder};
+pub use export::Entries;
 pub use load::{IntoEmbedding, IntoEmbeddings, Load, Missing};
 pub use maintenance::CleanupHandle;
+pub use snapshot::{Snapshot, SnapshotLoad, SnapshotProgress, SnapshotReport};
 
 use admission::Admission;
 use builder::Loading;
@@ -142,6 +149,10 @@ struct Inner<K: EmbeddingKey, S> {
     stale_while_revalidate: Duration,
     stale_if_error: Duration,
     observer: Observer,
+    /// For what is read elsewhere.
+    eras: era::Eras,
+    #[cfg(feature = "tier")]
+    tier: Option<tier::Attached<K, S>>,
 }
 
 impl<K: EmbeddingKey, S> Inner<K, S> {
@@ -149,6 +160,15 @@ impl<K: EmbeddingKey, S> Inner<K, S> {
     #[inline(always)]
     fn vector(&self, components: Components) -> EmbeddingVector {
         EmbeddingVector::stored(components, !self.admission.allow_non_finite)
+    }
+}
+
+#[cfg(not(feature = "tier"))]
+impl<K: EmbeddingKey, S> Inner<K, S> {
+    /// The nonces of the second tier, for a snapshot: there is none.
+    #[allow(clippy::unused_self)]
+    fn namespaces(&self) -> Vec<u8> {
+        Vec::new()
     }
 }
 
@@ -190,7 +210,13 @@ impl EmbeddingCache {
 }
 
 impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
-    fn from_core(core: Core<K, S>, admission: Admission, loading: Loading, name: &str) -> Self {
+    fn from_core(
+        core: Core<K, S>,
+        admission: Admission,
+        loading: Loading,
+        name: &str,
+        #[cfg(feature = "tier")] tier: Option<tier::Attached<K, S>>,
+    ) -> Self {
         let inner = Inner {
             core,
             waiters: Waiters::default(),
@@ -202,6 +228,9 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
             stale_while_revalidate: loading.stale_while_revalidate,
             stale_if_error: loading.stale_if_error,
             observer: Observer::new(name),
+            eras: era::Eras::default(),
+            #[cfg(feature = "tier")]
+            tier,
         };
         Self { inner: Arc::new(inner) }
     }
@@ -220,7 +249,13 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// ```
     #[must_use]
     pub fn stats(&self) -> CacheStats {
-        self.inner.observer.add_to(self.inner.core.stats())
+        let stats = self.inner.observer.add_to(self.inner.core.stats());
+        #[cfg(feature = "tier")]
+        let stats = CacheStats {
+            tier: self.inner.tier.as_ref().map(|tier| tier.guard.stats()).unwrap_or_default(),
+            ..stats
+        };
+        stats
     }
 
     /// How full the cache is, its limits and its counts. `O(shards)`, no lock.

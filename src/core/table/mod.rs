@@ -5,6 +5,7 @@
 
 mod entries;
 pub(super) mod expiry;
+mod export;
 mod heap;
 mod idle;
 pub(super) mod index;

@@ -129,6 +129,52 @@ impl Form for CacheKey {
     fn belongs_to_tenant(stored: &StoredKey, tenant: &TenantName) -> bool {
         stored.is_of_tenant(tenant)
     }
+
+    const KIND: u8 = 1;
+
+    /// How many texts, and each with its length before it.
+    fn write(&self, bytes: &mut Vec<u8>) {
+        let texts = [Some(&self.content_hash), Some(&self.model_version), self.chunk_id.as_ref()];
+        bytes.push(texts.iter().flatten().count() as u8);
+        for text in texts.into_iter().flatten() {
+            // Lossless: a stored key has at most 1 MiB.
+            bytes.extend_from_slice(&(text.len() as u32).to_le_bytes());
+            bytes.extend_from_slice(text.as_bytes());
+        }
+    }
+
+    fn read(bytes: &mut &[u8]) -> Option<Self> {
+        fn text(bytes: &mut &[u8]) -> Option<String> {
+            let (len, rest) = bytes.split_first_chunk()?;
+            let (text, rest) = rest.split_at_checked(u32::from_le_bytes(*len) as usize)?;
+            *bytes = rest;
+            // Copied only once it is known to be there: a length allocates nothing.
+            std::str::from_utf8(text).ok().map(str::to_owned)
+        }
+        let texts = *bytes.split_off_first()?;
+        let (content_hash, model_version) = (text(bytes)?, text(bytes)?);
+        let chunk_id = match texts {
+            2 => None,
+            3 => Some(text(bytes)?),
+            _ => return None,
+        };
+        Some(Self { content_hash, model_version, chunk_id })
+    }
+
+    #[cfg(feature = "tier")]
+    fn tier_digest(&self) -> [u8; 32] {
+        super::tier::digest(self)
+    }
+
+    #[cfg(feature = "tier")]
+    fn tags(stored: &StoredKey) -> ([u8; 4], [u8; 4]) {
+        stored.tags()
+    }
+
+    #[cfg(feature = "tier")]
+    fn model_scope(model: &str) -> [u8; 4] {
+        super::tier::model_tag_of(model.as_bytes())
+    }
 }
 
 impl super::EmbeddingKey for CacheKey {}

@@ -331,6 +331,33 @@ impl Form for ContentKey {
     fn belongs_to_tenant(stored: &Self, tenant: &TenantName) -> bool {
         stored.0[4..8] == tenant.tag()
     }
+
+    const KIND: u8 = 2;
+
+    fn write(&self, bytes: &mut Vec<u8>) {
+        bytes.extend_from_slice(&self.0);
+    }
+
+    fn read(bytes: &mut &[u8]) -> Option<Self> {
+        let (key, rest) = bytes.split_first_chunk()?;
+        *bytes = rest;
+        Some(Self(*key))
+    }
+
+    #[cfg(feature = "tier")]
+    fn tier_digest(&self) -> [u8; 32] {
+        self.0
+    }
+
+    #[cfg(feature = "tier")]
+    fn tags(stored: &Self) -> ([u8; 4], [u8; 4]) {
+        super::tier::tags_of(&stored.0)
+    }
+
+    #[cfg(feature = "tier")]
+    fn model_scope(model: &str) -> [u8; 4] {
+        super::names::model_tag(model)
+    }
 }
 
 impl super::EmbeddingKey for ContentKey {}

@@ -63,7 +63,7 @@ impl Framing {
     }
 
     /// The beginning of the digest of a name, under a domain of its own.
-    pub(super) fn digest_of(domain: &str, name: &str) -> [u8; 4] {
+    pub(super) fn digest_of(domain: &str, name: impl AsRef<[u8]>) -> [u8; 4] {
         let digest: [u8; 32] = Sha256::new_with_prefix(domain).chain_update(name).finalize().into();
         let [a, b, c, d, ..] = digest;
         [a, b, c, d]

@@ -8,6 +8,8 @@ mod models;
 mod names;
 mod spec;
 mod stored;
+#[cfg(feature = "tier")]
+mod tier;
 
 use form::Form;
 
@@ -91,6 +93,29 @@ pub(crate) mod form {
         /// Whether the entry is one of `tenant`. May be wrong by chance for the entry of another or of
         /// none, once in 2^32; never for one of this tenant. Allocates nothing.
         fn belongs_to_tenant(stored: &Self::Stored, tenant: &TenantName) -> bool;
+
+        /// Stands for the kind of key wherever keys are written down.
+        const KIND: u8;
+
+        /// Appends the key as a snapshot has it.
+        fn write(&self, bytes: &mut Vec<u8>);
+
+        /// Takes a key from the front of `bytes`; `None` if there is none.
+        fn read(bytes: &mut &[u8]) -> Option<Self>;
+
+        /// The 32 bytes by which a second tier knows the key; the tags of model and tenant first.
+        #[cfg(feature = "tier")]
+        fn tier_digest(&self) -> [u8; 32];
+
+        /// The tags of model and tenant that begin [`tier_digest`](Self::tier_digest). Allocates
+        /// nothing.
+        #[cfg(feature = "tier")]
+        fn tags(stored: &Self::Stored) -> ([u8; 4], [u8; 4]);
+
+        /// The tag by which a second tier finds what `invalidate_model` was called with: at least
+        /// all that [`belongs_to_model`](Self::belongs_to_model) finds.
+        #[cfg(feature = "tier")]
+        fn model_scope(model: &str) -> [u8; 4];
     }
 }
 

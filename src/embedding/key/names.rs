@@ -11,7 +11,7 @@ pub(super) type Tag = [u8; 4];
 pub(super) const NO_TENANT: Tag = [0; 4];
 
 /// The tag of a model, by its name without a revision.
-pub(super) fn model_tag(name: &str) -> Tag {
+pub(super) fn model_tag(name: impl AsRef<[u8]>) -> Tag {
     Framing::digest_of("embedding-cache model tag v1", name)
 }
 
@@ -66,7 +66,7 @@ impl TenantName {
         Self { tag, digits: hex::digits(&tag) }
     }
 
-    pub(super) fn tag(&self) -> Tag {
+    pub(in super::super) fn tag(&self) -> Tag {
         self.tag
     }
 

@@ -228,7 +228,7 @@ impl<K: EmbeddingKey> KeySpec<K> {
             tenant: None,
         };
         let spec = Spec {
-            model_tag: model_tag(&model),
+            model_tag: model_tag(model.as_bytes()),
             tenant_tag: NO_TENANT,
             framing: settings.framed(),
             settings,

@@ -248,6 +248,21 @@ impl StoredKey {
         }
     }
 
+    /// The tags of the model and of the tenant in a second tier.
+    #[cfg(feature = "tier")]
+    pub(super) fn tags(&self) -> (super::names::Tag, super::names::Tag) {
+        match &self.0 {
+            Stored::Compact(Compact { digest, model }) => {
+                let tenant = super::tier::tags_of(digest).1;
+                (super::tier::model_tag_of(model.name().as_bytes()), tenant)
+            }
+            Stored::Texts(block) => {
+                let Texts { content, model, .. } = block.texts();
+                (super::tier::model_tag_of(model), super::tier::tenant_tag_of(content))
+            }
+        }
+    }
+
     /// Bytes of the key's heap block, if it has one.
     pub(super) fn heap_bytes(&self) -> u64 {
         match &self.0 {

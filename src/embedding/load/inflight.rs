@@ -205,6 +205,17 @@ impl<T: Hash + Eq> Inflight<T> {
         Some(Claim::Led(hash))
     }
 
+    /// Whether the key of `probe` is being loaded.
+    #[cfg(feature = "tier")]
+    pub(super) fn contains<Q: Hash + Equivalent<T>>(&self, probe: &Q) -> bool {
+        if self.len() == 0 {
+            return false;
+        }
+        let hash = self.hasher.hash_one(probe);
+        let part = self.part(hash).lock();
+        part.find(hash, |loading| probe.equivalent(&loading.key)).is_some()
+    }
+
     /// Takes out the key of `probe`, so that it can be claimed anew, if `slot` still has it.
     pub(super) fn give_up<Q: Hash>(&self, probe: &Q, slot: &CallSlot) {
         self.end(self.hasher.hash_one(probe), slot);

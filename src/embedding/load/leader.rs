@@ -28,6 +28,9 @@ pub(super) struct Leader<K: EmbeddingKey, S> {
     time_to_live: Option<Duration>,
     /// That of the core when the call was made: nothing is stored if all was invalidated since.
     epoch: u64,
+    /// When the call was made, for the second tier.
+    #[cfg(feature = "tier")]
+    era: crate::embedding::era::Era,
     /// The loads inside which this one was asked for.
     ancestry: Ancestry,
     /// The span in which it was asked for.
@@ -51,6 +54,8 @@ impl<K: EmbeddingKey, S> Leader<K, S> {
             slots: Vec::new(),
             time_to_live,
             epoch,
+            #[cfg(feature = "tier")]
+            era: inner.eras.current(),
             ancestry: ancestry.clone(),
             parent: Parent::current(),
         }
@@ -160,19 +165,35 @@ impl<K: EmbeddingKey, S: BuildHasher> Leader<K, S> {
                 pace.step().await;
             }
             let Ok(vector) = answer else { continue };
+            #[cfg(feature = "tier")]
+            if let Some(tier) = &self.inner.tier {
+                *vector = tier.rounded(vector.clone());
+            }
             if let Err(kind) = self.inner.admission.check::<K>(&key, vector) {
                 let refused = CacheError::from(kind);
                 self.inner.core.count_refusal(&key, &refused);
                 *answer = Err(refused);
                 continue;
             }
+            #[cfg(feature = "tier")]
+            let of_tier = self.inner.tier.as_ref().map(|_| K::from_stored(&key));
             let entry = Some((key, vector.clone().into_shared()));
             let condition = Condition { epoch: self.epoch, superseded: Some(slot.superseded()) };
             let terms =
                 InsertOptions { time_to_live: self.time_to_live, condition: Some(condition) };
             // What was refused has been counted; the caller has the vector. A panic of the eviction
             // listener comes after it is stored: it is no reason to lose what the model answered.
-            drop(catching(self.inner.insert(entry, terms, None)).await);
+            let stored = catching(self.inner.insert(entry, terms, None)).await;
+            #[cfg(feature = "tier")]
+            if let (Some(tier), Some(key)) = (&self.inner.tier, of_tier) {
+                // What is newer goes there by itself. What found no room here has the more use there.
+                if !matches!(&stored, Ok(Err(error)) if error.is_superseded()) {
+                    let cache = crate::embedding::EmbeddingCache { inner: Arc::clone(&self.inner) };
+                    let components = vector.clone().into_shared();
+                    tier.write(&cache, &key, &components, self.time_to_live, &self.era);
+                }
+            }
+            drop(stored);
         }
     }
 }

@@ -422,6 +422,8 @@ where
         };
         // In a box, as is each call: a future that is handed on is part of what takes it twice over.
         let work = Box::pin(async {
+            #[cfg(feature = "tier")]
+            request.ask_tier().await;
             while request.is_open() {
                 for (leader, future) in begin(request.claim(None).await, &mut embed) {
                     tasks.spawn(leader.run_owned(future));
@@ -454,6 +456,8 @@ where
         }
         let heartbeat = Arc::new(Heartbeat::default());
         let work = heartbeat.around(Box::pin(async {
+            #[cfg(feature = "tier")]
+            request.ask_tier().await;
             while request.is_open() {
                 let calls = begin(request.claim(Some(&heartbeat)).await, &mut embed);
                 // Loads inside one may ask for the keys of those after it.

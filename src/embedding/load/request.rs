@@ -168,6 +168,29 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
         self.items.iter().any(|item| item.answer.is_none())
     }
 
+    /// Asks the second tier, if there is one, for keys without an answer that nobody is loading. Before
+    /// anything is claimed: a claim must not be held by a future that may never be polled again.
+    #[cfg(feature = "tier")]
+    pub(super) async fn ask_tier(&mut self)
+    where
+        S: Send + Sync + 'static,
+    {
+        let inner = &self.cache.inner;
+        let Some(tier) = &inner.tier else { return };
+        let open = self.items.iter_mut().filter(|item| {
+            item.answer.is_none() && !inner.inflight.contains(&self.keys[item.position].probe())
+        });
+        let open: Vec<&mut Item> = open.collect();
+        if open.is_empty() {
+            return;
+        }
+        let keys: Vec<&K> = open.iter().map(|item| &self.keys[item.position]).collect();
+        let answers = Box::pin(crate::embedding::tier::ask(self.cache, tier, &keys)).await;
+        for (item, answer) in open.into_iter().zip(answers) {
+            item.answer = answer.map(Ok);
+        }
+    }
+
     /// Claims keys without an answer, or joins the calls that have them, and returns the calls to make,
     /// of at most `max_batch` keys each. After too many rounds gives the rest up instead.
     ///

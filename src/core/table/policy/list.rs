@@ -64,6 +64,16 @@ impl List {
         Some(links[id].ahead).filter(|&id| id != SlotId::NONE)
     }
 
+    /// The slot behind `id`, that is, the one pushed before it.
+    pub(in super::super) fn behind(&self, links: &Chunked<Links>, id: SlotId) -> Option<SlotId> {
+        Some(links[id].behind).filter(|&id| id != SlotId::NONE)
+    }
+
+    /// Whether `id` is in a list.
+    pub(in super::super) fn holds(links: &Chunked<Links>, id: SlotId) -> bool {
+        links.get(id).is_some_and(|links| links.is_linked())
+    }
+
     /// Adds `id`, which is in no list.
     pub(in super::super) fn push_front(&mut self, links: &mut Chunked<Links>, id: SlotId) {
         debug_assert!(!links.get(id).is_some_and(|links| links.is_linked()));

@@ -114,6 +114,13 @@ impl Policy for Lru {
         Some(oldest)
     }
 
+    fn after_in_use(&self, after: Option<SlotId>) -> Option<SlotId> {
+        match after.filter(|&slot| List::holds(&self.links, slot)) {
+            Some(slot) => self.order.behind(&self.links, slot),
+            None => self.order.front(),
+        }
+    }
+
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {
         validate_lists(&[&self.order], &self.links, occupied);
     }

@@ -127,6 +127,19 @@ pub(super) trait Policy {
         self.victim(keep)
     }
 
+    /// How much the entry in `slot` is worth keeping beside the others of the cache: what is written
+    /// down first when all are. Of a policy that keeps an order, see
+    /// [`after_in_use`](Self::after_in_use), always 0.
+    fn heat(&self, _slot: SlotId) -> u32 {
+        0
+    }
+
+    /// Of a policy that keeps an order of use, the slot behind `after` in it, from the most recently
+    /// used on; the first for `None`, or where `after` holds no entry any more.
+    fn after_in_use(&self, _after: Option<SlotId>) -> Option<SlotId> {
+        None
+    }
+
     /// Panics unless this policy holds exactly `occupied` slots and its parts agree.
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>);
 }
@@ -203,6 +216,14 @@ impl Policy for AnyPolicy {
 
     fn victim_for_weight(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
         each!(self, policy => policy.victim_for_weight(keep))
+    }
+
+    fn heat(&self, slot: SlotId) -> u32 {
+        each!(self, policy => policy.heat(slot))
+    }
+
+    fn after_in_use(&self, after: Option<SlotId>) -> Option<SlotId> {
+        each!(self, policy => policy.after_in_use(after))
     }
 
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {

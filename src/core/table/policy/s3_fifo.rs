@@ -133,6 +133,11 @@ impl Policy for S3Fifo {
         })
     }
 
+    /// What is in main before what is in small, and the more uses the sooner.
+    fn heat(&self, slot: SlotId) -> u32 {
+        self.uses.get(slot).map_or(0, |uses| u32::from(uses.load(Relaxed)))
+    }
+
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {
         validate_lists(&[&self.small, &self.main], &self.links, occupied);
         for (list, policy_epoch) in [(&self.small, 0), (&self.main, IN_MAIN)] {

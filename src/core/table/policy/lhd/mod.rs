@@ -271,6 +271,14 @@ impl Policy for HitDensity {
         self.worst::<true>(keep)
     }
 
+    /// What it is worth now, whatever it weighs.
+    fn heat(&self, slot: SlotId) -> u32 {
+        if !self.occupied.contains(slot) {
+            return 0;
+        }
+        u32::from(self.learner.worth(self.traces.get(slot).cell(self.clock.tick)).bits())
+    }
+
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {
         let mut len = 0;
         for slot in occupied {
