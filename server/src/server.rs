@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use embedding_cache::CacheError;
 use tokio::net::TcpListener;
@@ -130,7 +130,7 @@ impl Server {
         let max_concurrency = options.max_concurrency as usize;
         let max_body = options.max_body_bytes as usize;
         let app = Arc::new(App {
-            service: Service::new(&options)?,
+            service: Service::new(&options).await?,
             monitor: Monitor::new(),
             permits: Arc::new(Semaphore::new(max_concurrency)),
             buffers: ByteBudget::new(options.buffer_bytes()),
@@ -171,14 +171,16 @@ impl Server {
         self.address
     }
 
-    /// Serves until `stop` is ready; then refuses new requests, and returns when those that have
-    /// come whole are answered, or after the configured grace.
+    /// Serves until `stop` is ready; then refuses new requests, waits until those that have come
+    /// whole are answered, for the configured grace at most, and saves the snapshot. What waits to be
+    /// written to the second tier has what is left of the grace.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) {
         let Self { listener, app, limits, grace, .. } = self;
         let (stage, told) = watch::channel(Stage::Serving);
         let router = api::router(Arc::clone(&app));
         let stopped = async {
             stop.await;
+            let began = Instant::now();
             tracing::info!("stopping");
             // Relaxed: a request that just misses it is served.
             app.stopping.store(true, Ordering::Relaxed);
@@ -186,6 +188,7 @@ impl Server {
             if tokio::time::timeout(grace, app.drain.idle()).await.is_err() {
                 tracing::warn!("requests were still running and are cut off");
             }
+            app.service.finish(grace.saturating_sub(began.elapsed())).await;
         };
         tokio::select! {
             () = net::serve(listener, router, Arc::new(limits), told) => {}

@@ -163,6 +163,15 @@ impl Monitor {
         ] {
             gauge!(name).set(value as f64);
         }
+        if let Some(snapshot) = service.snapshot() {
+            counter!("embedding_cache_server_snapshot_saves_total").absolute(snapshot.saves);
+            counter!("embedding_cache_server_snapshot_failures_total").absolute(snapshot.failures);
+            counter!("embedding_cache_server_snapshot_loaded_entries_total")
+                .absolute(snapshot.loaded.entries);
+            if let Some((ago, _)) = snapshot.last {
+                gauge!("embedding_cache_server_snapshot_age_seconds").set(ago.as_secs_f64());
+            }
+        }
         gauge!("embedding_cache_server_uptime_seconds").set(self.started.elapsed().as_secs_f64());
         prometheus.as_ref().map(PrometheusHandle::render).unwrap_or_default()
     }

@@ -152,15 +152,17 @@ async fn serve_connection(
             }
         }
     };
-    match result {
-        Ok(()) => {
-            let stream = http.into_parts().io.into_inner();
-            tokio::select! {
-                () = stream.close() => {}
-                () = ended(stage) => {}
-            }
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection ended with an error");
+        // Of what could not be read: the client may still be sending it.
+        if !error.is_parse() {
+            return;
         }
-        Err(error) => tracing::debug!(%error, "a connection ended with an error"),
+    }
+    let stream = http.into_parts().io.into_inner();
+    tokio::select! {
+        () = stream.close() => {}
+        () = ended(stage) => {}
     }
 }
 
