@@ -153,9 +153,9 @@ async fn a_redis_that_dies_or_freezes_fails_no_request_and_is_found_again() {
     };
     for frozen in [false, true] {
         if frozen {
-            redis.freeze()
+            redis.freeze();
         } else {
-            redis.kill()
+            redis.kill();
         }
         let stats = ask_until(&|tier| tier["breakers_open"] == 1).await;
         let failed = stats["tier"]["failures"].as_u64().unwrap();
