@@ -35,10 +35,12 @@ pub(crate) struct App {
     pub(crate) service: Service,
     pub(crate) monitor: Arc<Monitor>,
     pub(crate) permits: Arc<Semaphore>,
+    pub(crate) places: Arc<Semaphore>,
     pub(crate) buffers: Arc<ByteBudget>,
     pub(crate) drain: Arc<Drain>,
     pub(crate) stopping: AtomicBool,
     pub(crate) max_concurrency: usize,
+    pub(crate) max_connections: usize,
     pub(crate) max_body: usize,
     pub(crate) max_answer: usize,
     pub(crate) max_inputs: usize,
@@ -51,7 +53,8 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn in_use(&self) -> InUse {
         let requests = self.max_concurrency.saturating_sub(self.permits.available_permits());
-        InUse { requests, buffer_bytes: self.buffers.held() }
+        let connections = self.max_connections.saturating_sub(self.places.available_permits());
+        InUse { requests, connections, buffer_bytes: self.buffers.held() }
     }
 }
 
@@ -128,15 +131,19 @@ impl Server {
         options.check()?;
         monitor::prometheus();
         let max_concurrency = options.max_concurrency as usize;
+        let max_connections = options.max_connections as usize;
+        let places = Arc::new(Semaphore::new(max_connections));
         let max_body = options.max_body_bytes as usize;
         let app = Arc::new(App {
             service: Service::new(&options).await?,
             monitor: Monitor::new(),
             permits: Arc::new(Semaphore::new(max_concurrency)),
+            places: Arc::clone(&places),
             buffers: ByteBudget::new(options.buffer_bytes()),
             drain: Drain::new(),
             stopping: AtomicBool::new(false),
             max_concurrency,
+            max_connections,
             max_body,
             max_answer: options.max_answer_bytes(),
             max_inputs: options.max_batch as usize,
@@ -146,7 +153,8 @@ impl Server {
             cors_origins: options.cors_origins.clone(),
         });
         let limits = Limits {
-            max_connections: options.max_connections as usize,
+            max_connections,
+            places,
             header_timeout: options.header_timeout,
             idle_timeout: options.idle_timeout,
             write_timeout: options.write_timeout,

@@ -31,7 +31,7 @@ async fn metrics_are_those_of_the_cache_and_of_the_server_and_the_dashboard_know
     // is asked for nothing.
     let server = Running::start(
         &[
-            &["--upstream", &url, "--redis", &redis, "--redis-deadline", "5s"][..],
+            &["--upstream", &url, "--redis", &redis, "--tier-deadline", "5s"][..],
             &["--snapshot", &snapshot, "--snapshot-every", "100ms", "--model", support::MODEL],
         ]
         .concat(),

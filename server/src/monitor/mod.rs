@@ -156,6 +156,7 @@ impl Monitor {
         let open = service.backend().open_breakers().len();
         for (name, value) in [
             ("embedding_cache_server_requests_in_flight", in_use.requests),
+            ("embedding_cache_server_connections", in_use.connections),
             ("embedding_cache_server_buffer_bytes", in_use.buffer_bytes),
             ("embedding_cache_server_model_calls_in_flight", service.backend().calls_in_flight()),
             ("embedding_cache_server_inputs_waiting", service.queued()),

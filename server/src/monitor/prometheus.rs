@@ -99,6 +99,7 @@ fn describe() {
         ("embedding_cache_server_model_calls_in_flight", "Calls of the model under way."),
         ("embedding_cache_server_inputs_waiting", "Inputs that wait for the model."),
         ("embedding_cache_server_breakers_open", "Models whose upstream is left alone."),
+        ("embedding_cache_server_connections", "Connections that are open."),
         ("embedding_cache_server_buffer_bytes", "Bytes of bodies and answers held."),
         ("embedding_cache_server_uptime_seconds", "Seconds since the start."),
         ("embedding_cache_entries", "Entries held."),

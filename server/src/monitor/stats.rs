@@ -15,6 +15,7 @@ use super::recent::Quantiles;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct InUse {
     pub(crate) requests: usize,
+    pub(crate) connections: usize,
     pub(crate) buffer_bytes: usize,
 }
 
@@ -39,6 +40,7 @@ struct Requests {
     abandoned: u64,
     unread: u64,
     in_flight: usize,
+    connections: usize,
     buffer_bytes: usize,
     inputs: u64,
 }
@@ -173,6 +175,7 @@ impl Monitor {
                 abandoned: self.abandoned.load(Relaxed),
                 unread: self.unread.load(Relaxed),
                 in_flight: in_use.requests,
+                connections: in_use.connections,
                 buffer_bytes: in_use.buffer_bytes,
                 inputs: self.inputs.load(Relaxed),
             },

@@ -76,9 +76,15 @@ impl Options {
         if let Some(problem) = self.redis_secret.as_ref().and_then(|secret| secret.problem()) {
             return wrong("--redis-secret", &problem);
         }
+        if self.disk.is_some() && !self.redis.is_empty() {
+            return wrong("--disk", "--redis is given too, and there is one second tier");
+        }
         if self.no_cache {
-            let pointless =
-                [("--redis", !self.redis.is_empty()), ("--snapshot", self.snapshot.is_some())];
+            let pointless = [
+                ("--redis", !self.redis.is_empty()),
+                ("--disk", self.disk.is_some()),
+                ("--snapshot", self.snapshot.is_some()),
+            ];
             if let Some((option, _)) = pointless.iter().find(|(_, given)| *given) {
                 return wrong(option, "--no-cache is given too");
             }

@@ -78,11 +78,6 @@ pub struct Options {
     #[arg(long, env = "EMBEDDING_CACHE_SERVER_REDIS_PREFIX", default_value = "emb")]
     pub redis_prefix: String,
 
-    /// How long a request waits for Redis. What comes later is kept all the same.
-    #[arg(long, env = "EMBEDDING_CACHE_SERVER_REDIS_DEADLINE", default_value = "10ms",
-          value_parser = duration)]
-    pub redis_deadline: Duration,
-
     /// Signs every vector in Redis, and takes none that is not signed so: at least 16 characters, the
     /// same for all servers. Rather from the environment.
     #[arg(long, env = "EMBEDDING_CACHE_SERVER_REDIS_SECRET", hide_env_values = true)]
@@ -92,6 +87,21 @@ pub struct Options {
     /// ones that the web trusts.
     #[arg(long, env = "EMBEDDING_CACHE_SERVER_REDIS_CA")]
     pub redis_ca: Option<PathBuf>,
+
+    /// A local directory that keeps the vectors too, for a restart; made if it is not there, and used
+    /// by one server at a time. Instead of --redis.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_DISK")]
+    pub disk: Option<PathBuf>,
+
+    /// Mebibytes that the directory may take.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_DISK_MB", default_value_t = 4096,
+          value_parser = clap::value_parser!(u64).range(512..=1 << 30))]
+    pub disk_mb: u64,
+
+    /// How long a request waits for Redis or the disk. What comes later is kept all the same.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_TIER_DEADLINE", default_value = "10ms",
+          value_parser = duration)]
+    pub tier_deadline: Duration,
 
     /// A file that the cache is loaded from at the start, and saved to at the end and from time to
     /// time.

@@ -9,8 +9,8 @@
 mod cached;
 mod catalog;
 mod lanes;
-mod redis;
 mod refusals;
+mod second;
 mod snapshots;
 mod suspect;
 mod usage;
@@ -148,7 +148,7 @@ impl Service {
         let cached = match options.no_cache {
             true => None,
             false => {
-                let tier = redis::connect(options).await?;
+                let tier = second::open(options).await?;
                 Some(Cached::new(options, &backend, factor, tier)?)
             }
         };

@@ -195,7 +195,7 @@ async fn any_authorization_is_accepted_and_user_is_ignored() {
 #[tokio::test]
 async fn what_is_no_http_gets_an_error_object_too() {
     let server = Running::start(&[]).await;
-    let long = "x".repeat(100_000);
+    let long = "x".repeat(300_000);
     let good = String::from_utf8(request(&ask("a"))).unwrap();
     for (text, status, code) in [
         ("nonsense\r\n\r\n".to_owned(), 400, "invalid_http"),

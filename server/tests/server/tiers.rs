@@ -11,7 +11,7 @@ use crate::support::upstream::{Mode, Upstream};
 use crate::support::{Reply, Running};
 
 /// Longer than a busy machine takes; the default is for an idle one.
-const PATIENT: [&str; 2] = ["--redis-deadline", "5s"];
+const PATIENT: [&str; 2] = ["--tier-deadline", "5s"];
 
 fn questions() -> Vec<Value> {
     let texts: Vec<String> = (0..100).map(|i| format!("text {i}")).collect();
@@ -255,13 +255,17 @@ struct Program(Child, String);
 
 impl Program {
     fn start(arguments: &[&str], environment: &[(&str, &str)]) -> Self {
+        // A log that nobody reads would hold it up.
+        Self::start_with(arguments, environment, Stdio::null())
+    }
+
+    fn start_with(arguments: &[&str], environment: &[(&str, &str)], log: Stdio) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_embedding-cache-server"))
             .args(["--listen", "127.0.0.1:0"])
             .args(arguments)
             .envs(environment.iter().copied())
-            .env("RUST_LOG", "trace")
             .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
+            .stderr(log)
             .spawn()
             .unwrap();
         let mut out = std::io::BufReader::new(child.stdout.take().unwrap());
@@ -329,6 +333,45 @@ async fn a_server_that_is_killed_comes_back_with_what_was_saved_before() {
     }
 }
 
+#[tokio::test]
+async fn a_server_that_is_stopped_or_killed_finds_its_vectors_in_its_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("vectors").to_str().unwrap().to_owned();
+    let upstream = Upstream::start(Mode::Good).await;
+    let url = upstream.url();
+    let arguments = [&["--upstream", &url, "--disk", &path], &PATIENT[..]].concat();
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let mut before: Option<Vec<Value>> = None;
+    for kill in [true, false, true] {
+        let mut server = Program::start(&arguments, &[]);
+        let calls = upstream.calls();
+        let mut answers = Vec::new();
+        for question in questions() {
+            answers.push(server.embed(&client, &question).await["data"].clone());
+        }
+        let stats = server.stats(&client).await;
+        if let Some(before) = &before {
+            assert_eq!((&answers, upstream.calls()), (before, calls), "{stats}");
+            assert_eq!(stats["tier"]["hits"], INPUTS);
+        }
+        // Another server is told that it is taken, and who has it.
+        let (code, text) = run(&arguments, &[]);
+        assert!(code == Some(2) && text.contains("--disk") && text.contains(&path), "{text}");
+        let began = Instant::now();
+        while before.is_none() && server.stats(&client).await["tier"]["writes"] != INPUTS {
+            assert!(began.elapsed() < Duration::from_secs(30));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        before = Some(answers);
+        if !kill {
+            let id = server.0.id().to_string();
+            assert!(Command::new("kill").args(["-TERM", &id]).status().unwrap().success());
+            assert!(server.0.wait().unwrap().success());
+        }
+    }
+}
+
 /// Runs the program to its end and says how that was, with all that it wrote.
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_embedding-cache-server"));
@@ -362,6 +405,10 @@ fn what_cannot_be_used_is_named_before_anything_listens_and_without_the_password
         (&["--redis", &url, "--redis-secret", "s3cr3t"], &["--redis-secret", "16"]),
         (&["--redis-secret", "s3cr3t-s3cr3t-s3cr3t"], &["--redis-secret", "--redis"]),
         (&["--redis-ca", &other], &["--redis-ca", "--redis"]),
+        (&["--redis", &url, "--disk", &directory], &["--disk", "--redis"]),
+        (&["--disk", &other], &["--disk", "other"]),
+        (&["--disk", &directory, "--disk-mb", "511"], &["--disk-mb", "511"]),
+        (&["--disk", &directory, "--no-cache"], &["--disk", "--no-cache"]),
         (&["--redis", &url, "--no-cache"], &["--redis", "--no-cache"]),
         (&["--snapshot", &other, "--no-cache"], &["--snapshot", "--no-cache"]),
         (&["--snapshot", &other], &["--snapshot", "other"]),
@@ -392,7 +439,8 @@ fn what_cannot_be_used_is_named_before_anything_listens_and_without_the_password
 async fn the_password_of_redis_is_shown_nowhere() {
     let mut redis = Redis::start_with(&["--requirepass", "s3cr3t"]);
     let url = format!("redis://:s3cr3t@127.0.0.1:{}", redis.port);
-    let mut server = Program::start(&["--redis", &url, "--redis-secret", "s3cr3t-0123456789"], &[]);
+    let arguments = ["--redis", &url, "--redis-secret", "s3cr3t-0123456789"];
+    let mut server = Program::start_with(&arguments, &[("RUST_LOG", "trace")], Stdio::piped());
     let mut log = server.0.stderr.take().unwrap();
     let log = std::thread::spawn(move || {
         let mut text = String::new();

@@ -1,30 +1,41 @@
-//! The second tier on Redis that the options ask for.
+//! The second tier that the options ask for: on Redis, or in a directory.
 
 use std::time::Duration;
 
 use embedding_cache::tier::SecondTier;
+use embedding_cache_disk::DiskTier;
 use embedding_cache_redis::{ConnectError, RedisTier, RedisTierBuilder};
 
 use crate::options::{OptionError, Options, RedisUrl};
 
-/// The least time after which Redis has failed: the cache's own default.
+/// The least time after which a tier has failed: the cache's own default.
 const HARD_TIMEOUT: Duration = Duration::from_millis(250);
 
 /// By how much a single connection gives up before the cache does, so that in a cluster the parts
 /// that answer are told from those that do not.
 const EARLIER: Duration = Duration::from_millis(50);
 
-/// Connects, unless no Redis was asked for. One that cannot be reached is connected to later: a server
-/// is not to depend on its cache's second tier for its start.
+/// Connects to Redis or opens the directory, if one of them was asked for.
 ///
 /// # Errors
 ///
-/// A URL that cannot be read, a password that is refused, a certificate that is not there.
-pub(super) async fn connect(options: &Options) -> Result<Option<SecondTier>, OptionError> {
-    if options.redis.is_empty() {
+/// A URL that cannot be read, a password that is refused, a certificate that is not there, a directory
+/// that cannot be used.
+pub(super) async fn open(options: &Options) -> Result<Option<SecondTier>, OptionError> {
+    let hard_timeout = HARD_TIMEOUT.max(options.tier_deadline.saturating_mul(2));
+    let tier = if !options.redis.is_empty() {
+        redis(options, hard_timeout).await?
+    } else if options.disk.is_some() {
+        disk(options).await?
+    } else {
         return Ok(None);
-    }
-    let hard_timeout = HARD_TIMEOUT.max(options.redis_deadline.saturating_mul(2));
+    };
+    Ok(Some(tier.soft_deadline(options.tier_deadline).hard_timeout(hard_timeout)))
+}
+
+/// One that cannot be reached is connected to later: a server is not to depend on its second tier for
+/// its start.
+async fn redis(options: &Options, hard_timeout: Duration) -> Result<SecondTier, OptionError> {
     let certificate = certificate(options)?;
     let builder = || builder(options, hard_timeout - EARLIER, certificate.as_deref());
     let tier = match builder().connect().await {
@@ -35,12 +46,21 @@ pub(super) async fn connect(options: &Options) -> Result<Option<SecondTier>, Opt
         }
         Err(error) => return Err(wrong(error)),
     };
-    let mut second =
-        SecondTier::new(tier).soft_deadline(options.redis_deadline).hard_timeout(hard_timeout);
-    if let Some(secret) = &options.redis_secret {
-        second = second.authenticate(secret.expose());
-    }
-    Ok(Some(second))
+    let second = SecondTier::new(tier);
+    Ok(match &options.redis_secret {
+        Some(secret) => second.authenticate(secret.expose()),
+        None => second,
+    })
+}
+
+/// Beside the executor, as it reads what a crash has left.
+async fn disk(options: &Options) -> Result<SecondTier, OptionError> {
+    let directory = options.disk.clone().unwrap_or_default();
+    let builder = DiskTier::builder(directory).max_bytes(options.disk_mb << 20);
+    let opened = tokio::task::spawn_blocking(move || builder.open()).await;
+    let unusable = |problem: String| OptionError::new("--disk", problem);
+    let tier = opened.map_err(|error| unusable(error.to_string()))?;
+    tier.map(SecondTier::new).map_err(|error| unusable(error.to_string()))
 }
 
 fn certificate(options: &Options) -> Result<Option<Vec<u8>>, OptionError> {
