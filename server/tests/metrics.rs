@@ -113,7 +113,7 @@ fn the_document_and_the_examples_name_the_options_that_there_are() {
         // What stands in a line of a command.
         for line in text.lines().filter(|line| line.contains("embedding-cache-server ")) {
             for word in
-                line.split([' ', '`']).filter(|word| word.starts_with("--") && word.len() > 2)
+                line.split([' ', '`', '=']).filter(|word| word.starts_with("--") && word.len() > 2)
             {
                 let known = options.contains(word) || OTHER.contains(&word);
                 assert!(known, "{file}: {word} is no option: {line}");
