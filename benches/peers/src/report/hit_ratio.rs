@@ -52,11 +52,24 @@ impl Ratios {
         rows.filter(|(cache, _)| Side::of(cache) == Side::Peer)
     }
 
+    /// The best of each cell, the references but the optimum included, `cache` itself apart.
+    pub(super) fn best_of_all(&self, cache: &str) -> Vec<f64> {
+        let rows = self.caches.iter().zip(&self.fair);
+        let others: Vec<_> = rows.filter(|(name, _)| is_policy(name) && *name != cache).collect();
+        let best = |at| others.iter().map(|(_, row)| row[at]).fold(f64::NAN, f64::max);
+        (0..self.cells.len()).map(best).collect()
+    }
+
     /// The best peer of each cell.
     pub(super) fn best(&self) -> Vec<f64> {
         let best = |at| self.peers().map(|(_, row): (_, &[f64])| row[at]).fold(f64::NAN, f64::max);
         (0..self.cells.len()).map(best).collect()
     }
+}
+
+/// Whether it is a policy at all: the optimum knows the future.
+fn is_policy(cache: &str) -> bool {
+    cache != OPTIMUM
 }
 
 pub(super) fn mean(numbers: &[f64]) -> f64 {
