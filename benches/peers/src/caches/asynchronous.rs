@@ -55,7 +55,7 @@ pub(crate) fn visit_async<K: TextKey + Baseline>(ours: Ours, visitor: &mut impl 
     let make = move |limits: &Limits| {
         Door::<K>::new(&Limits { time_to_live: Some(LONG), ..*limits }, policy)
     };
-    visitor.visit(format!("{DOOR}, {TIME_TO_LIVE}"), make);
+    visitor.visit(format!("{DOOR} ({TIME_TO_LIVE})"), make);
 }
 
 /// A key that the single-lock baseline may have.

@@ -153,7 +153,7 @@ impl<K: Key, V: Value, T: Visitor<K, V>> Visitor<K, V> for Expiring<'_, T> {
         name: String,
         make: impl Fn(&Limits) -> C + Send + Sync + 'static,
     ) {
-        self.0.visit(format!("{name}, {TIME_TO_LIVE}"), move |limits| {
+        self.0.visit(format!("{name} ({TIME_TO_LIVE})"), move |limits| {
             make(&Limits { time_to_live: Some(LONG), ..*limits })
         });
     }

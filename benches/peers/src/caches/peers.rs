@@ -31,10 +31,10 @@ pub(super) fn visit<K: Key, V: Value>(visitor: &mut impl Visitor<K, V>) {
 
 /// Shows those whose own hash function is another one, with it. That of `quick_cache` is aHash, too.
 pub(super) fn visit_with_own_hash<K: Key, V: Value>(visitor: &mut impl Visitor<K, V>) {
-    visitor.visit("moka, SipHash".to_owned(), Moka::<K, V, RandomState>::new);
-    visitor.visit("foyer S3-FIFO, xxHash".to_owned(), foyer::<K, V, FoyerHasher>(s3_fifo));
-    visitor.visit("mini-moka, SipHash".to_owned(), MiniMoka::<K, V, RandomState>::new);
-    visitor.visit("scc, SipHash".to_owned(), Scc::<K, V, RandomState>::new);
+    visitor.visit("moka (SipHash)".to_owned(), Moka::<K, V, RandomState>::new);
+    visitor.visit("foyer S3-FIFO (xxHash)".to_owned(), foyer::<K, V, FoyerHasher>(s3_fifo));
+    visitor.visit("mini-moka (SipHash)".to_owned(), MiniMoka::<K, V, RandomState>::new);
+    visitor.visit("scc (SipHash)".to_owned(), Scc::<K, V, RandomState>::new);
 }
 
 /// Shows those that know a time-to-live.

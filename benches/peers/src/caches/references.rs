@@ -19,7 +19,7 @@ pub(super) const NAMES: [&str; 10] = [
     NOTHING,
     "exact LRU",
     "exact FIFO",
-    "W-TinyLFU, adaptive",
+    "W-TinyLFU (adaptive)",
     "LIRS",
     "MQ",
     "Clock2Q+",

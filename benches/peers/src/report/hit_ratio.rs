@@ -81,7 +81,7 @@ pub(super) fn tables(samples: &Samples) -> String {
     for group in samples.groups() {
         let ratios = Ratios::of(samples, &group);
         let _ = writeln!(text, "### {group} traces: {} cells\n", ratios.cells.len());
-        let _ = writeln!(text, "{}\n{}", summary(&ratios), by_cell(&ratios));
+        let _ = writeln!(text, "{}", summary(&ratios));
     }
     text + "Hit ratios in percent. *wins*: cells in which no other cache of the table had more, the \
             references apart. *excess*: cells in which a cache held over a tenth more than its \
@@ -110,17 +110,6 @@ fn summary(ratios: &Ratios) -> Table {
             if contends(cache) { wins(fair) } else { "–".to_owned() },
             excess.to_string(),
         ]);
-    }
-    table
-}
-
-fn by_cell(ratios: &Ratios) -> Table {
-    let columns = ["trace".to_owned(), "capacity".to_owned()];
-    let mut table = Table::new(columns.iter().chain(&ratios.caches));
-    for (at, cell) in ratios.cells.iter().enumerate() {
-        let head = [cell.scene.clone(), format!("{} %", cell.at)];
-        let figures = ratios.all.iter().map(|row| format!("{:.2}", row[at]));
-        table.row(head.into_iter().chain(figures));
     }
     table
 }

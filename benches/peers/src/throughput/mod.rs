@@ -5,7 +5,7 @@
 //! | hits 8 hot | gets of eight keys, of 20,000 that are there |
 //! | hits Zipf | gets over 20,000 keys that are all there, Zipf 0.99 |
 //! | hits uniform | gets over 200,000 keys that are all there |
-//! | hits Zipf, read | the same, and the dot product of each vector with another |
+//! | hits Zipf + read | the same, and the dot product of each vector with another |
 //! | misses | gets of 200,000 other keys, in a cache of 20,000 |
 //! | 95/5, 50/50 | hits Zipf with 5 % or 50 % puts that replace the value of a key |
 //! | evict | get, else put, over 200,000 keys, Zipf 0.9, with room for 20,000 |

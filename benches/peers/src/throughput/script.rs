@@ -45,7 +45,7 @@ impl Workload {
             Self::HotHits => "hits 8 hot",
             Self::ZipfHits => "hits Zipf",
             Self::UniformHits => "hits uniform",
-            Self::ReadHits => "hits Zipf, read",
+            Self::ReadHits => "hits Zipf + read",
             Self::Misses => "misses",
             Self::Puts5 => "95/5",
             Self::Puts50 => "50/50",

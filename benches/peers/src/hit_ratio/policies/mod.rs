@@ -12,7 +12,7 @@ type Replay = fn(&[u32], usize) -> usize;
 
 /// All of them, by the names that the tables show.
 pub(super) const ALL: [(&str, Replay); 4] = [
-    ("W-TinyLFU, adaptive", w_tiny_lfu::hits),
+    ("W-TinyLFU (adaptive)", w_tiny_lfu::hits),
     ("LIRS", lirs::hits),
     ("MQ", multi_queue::hits),
     ("Clock2Q+", clock2q_plus::hits),
