@@ -22,7 +22,7 @@ parser = argparse.ArgumentParser()
 parser.add_argument("binaries")
 parser.add_argument("--litellm")
 parser.add_argument("--rounds", type=int, default=3)
-parser.add_argument("--seconds", type=float, default=3)
+parser.add_argument("--seconds", type=int, default=3)
 parser.add_argument("--batches", default="1,32")
 parser.add_argument("--connections", default="1,16,128")
 parser.add_argument("--port", type=int, default=18431)
@@ -38,13 +38,13 @@ processes = []
 
 def start(command, **more):
     log = open(os.path.join(folder.name, f"log{len(processes)}"), "w")
-    process = subprocess.Popen(command, stderr=log, stdout=subprocess.PIPE, text=True, **more)
+    process = subprocess.Popen(command, stderr=log, text=True, **more)
     processes.append(process)
     return process
 
 
 def listening(command):
-    line = start(command).stdout.readline().strip()
+    line = start(command, stdout=subprocess.PIPE).stdout.readline().strip()
     return line.removeprefix("listening on ")
 
 
@@ -90,11 +90,12 @@ def litellm_proxy(upstream):
             },
             file,
         )
-    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR",
+                   # On the loopback interface, for some minutes; so it has no keys to look at.
+                   "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
     command = [options.litellm, "--config", config, "--host", "127.0.0.1", "--port", str(options.port)]
-    process = start([*command, "--num_workers", "1"], env=environment)
-    # Read by nobody, it would fill up.
-    process.stdout.close()
+    command += ["--num_workers", "1"]
+    process = start(command, env=environment, stdout=subprocess.DEVNULL)
     base = f"http://127.0.0.1:{options.port}"
     for _ in range(240):
         try:
