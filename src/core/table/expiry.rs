@@ -12,9 +12,9 @@ use smallvec::SmallVec;
 
 use super::heap::Heap;
 use super::index::SlotHash;
-use super::policy::{Links, List};
-use super::slots::{Chunked, SlotId};
-use crate::core::clock::Stamp;
+use super::list::{Links, List};
+use super::slots::{SlotId, Slots};
+use super::stamp::Stamp;
 
 /// Which time-to-live an entry was written with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +67,7 @@ const LEAP: usize = 64;
 #[derive(Debug)]
 pub(in crate::core) struct Expiry {
     jitter: Jitter,
-    links: Chunked<Links>,
+    links: Slots<Links>,
     /// For each step, in the order of expiry, the next at the back.
     written: SmallVec<[List; 1]>,
     own: Heap,
@@ -77,7 +77,7 @@ impl Expiry {
     pub(in crate::core) fn new(jitter: Jitter) -> Self {
         Self {
             jitter,
-            links: Chunked::default(),
+            links: Slots::default(),
             written: SmallVec::from_elem(List::default(), jitter.steps()),
             own: Heap::default(),
         }

@@ -11,8 +11,8 @@
 //! are, which took it up to a tenth of a second. Here nothing is given back before the table is
 //! dropped, and nothing is taken before the first slot comes.
 
-use super::slots::{Chunked, SlotId};
-use crate::core::clock::Stamp;
+use super::slots::{SlotId, Slots};
+use super::stamp::Stamp;
 
 /// Children of a node: those of place `p` are at `4p + 1` and the three after it.
 const CHILDREN: usize = 4;
@@ -22,8 +22,8 @@ pub(in crate::core) struct Heap {
     /// How many there are. What stands at this place and behind it in the two arrays is left over.
     len: usize,
     /// Apart from the slots, as together they would be padded to 16 bytes.
-    moments: Chunked<Stamp>,
-    slots: Chunked<SlotId>,
+    moments: Slots<Stamp>,
+    slots: Slots<SlotId>,
     places: Places,
 }
 
@@ -137,7 +137,7 @@ const GROWTH: usize = 256;
 
 /// For each slot its place in the heap.
 ///
-/// Not [`Chunked`], which has no gaps: the first slot that comes may be the millionth, and to write
+/// Not [`Slots`], which has no gaps: the first slot that comes may be the millionth, and to write
 /// a million places then would take too long. Here a segment is written as far as a slot of it was
 /// in the heap.
 #[derive(Debug, Default)]

@@ -15,9 +15,9 @@ use std::time::Duration;
 
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::policy::{Links, List};
-use super::slots::{Chunked, SlotId};
-use crate::core::clock::{Span, Stamp};
+use super::list::{Links, List};
+use super::slots::{SlotId, Slots};
+use super::stamp::{Span, Stamp};
 
 /// Entries found used, and put in front again, under one lock hold at most.
 const LOOKS: usize = 64;
@@ -34,8 +34,8 @@ struct Use {
 #[derive(Debug)]
 pub(in crate::core) struct Idle {
     limit: Span,
-    uses: Chunked<Use>,
-    links: Chunked<Links>,
+    uses: Slots<Use>,
+    links: Slots<Links>,
     /// In the order of `listed`, the earliest at the back.
     order: List,
     /// The latest moment at which one was put in front: where the clock goes back, this one stands
@@ -48,8 +48,8 @@ impl Idle {
     pub(in crate::core) fn new(limit: Duration) -> Self {
         Self {
             limit: Span::of(limit),
-            uses: Chunked::default(),
-            links: Chunked::default(),
+            uses: Slots::default(),
+            links: Slots::default(),
             order: List::default(),
             latest: Stamp::ZERO,
             looks: LOOKS,

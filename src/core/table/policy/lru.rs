@@ -12,8 +12,9 @@
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::super::index::SlotHash;
-use super::super::slots::{Chunked, SlotId};
-use super::{HitNote, Leave, Links, List, Policy, validate_lists};
+use super::super::list::{Links, List, validate_lists};
+use super::super::slots::{SlotId, Slots};
+use super::contract::{HitNote, Policy};
 
 /// Hits noted before one of them must take the write lock: 64 make that rare, and playing them
 /// back stays in the order of a microsecond.
@@ -40,7 +41,7 @@ impl Default for Log {
 
 #[derive(Debug, Default)]
 pub(in super::super) struct Lru {
-    links: Chunked<Links>,
+    links: Slots<Links>,
     /// The most recently used in front.
     order: List,
     log: Log,
@@ -102,7 +103,7 @@ impl Policy for Lru {
         }
     }
 
-    fn remove(&mut self, slot: SlotId, _: SlotHash, _: Leave) {
+    fn remove(&mut self, slot: SlotId) {
         self.order.remove(&mut self.links, slot);
     }
 

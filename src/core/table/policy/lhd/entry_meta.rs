@@ -4,16 +4,13 @@ use wide::{i32x8, u32x8};
 
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use super::super::super::slots::{Chunked, SlotId};
-use super::super::reach;
+use super::super::super::slots::{SlotId, Slots};
 use super::measures::{Bin, Cell, Class, Weight, Worth};
-use super::runners_up::Order;
+use super::order::{Order, RUN};
 
 /// Neighbours that are drawn together: those whose traces stand in one line of the processor's
 /// cache.
 pub(super) const LINE: u32 = 16;
-/// Of those, so many are compared with vector instructions.
-pub(super) const RUN: usize = 8;
 
 /// What is known of an entry: from the top the tick of its last use, whether its key is in the
 /// sample, its class, and its weight. The class is where its bits are the offset of its row of worths.
@@ -124,7 +121,7 @@ impl Default for Line {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Traces(Chunked<Line>);
+pub(super) struct Traces(Slots<Line>);
 
 impl Traces {
     #[inline]
@@ -156,7 +153,7 @@ impl Traces {
     #[inline]
     pub(super) fn insert(&mut self, slot: SlotId, trace: EntryMeta) {
         let (line, place) = Self::at(slot);
-        *reach(&mut self.0, line).0[place].get_mut() = trace.0;
+        *self.0.reach(line).0[place].get_mut() = trace.0;
     }
 
     /// How many [`line`](Self::line)s there are.

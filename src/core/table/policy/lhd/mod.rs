@@ -34,19 +34,21 @@ mod ghosts;
 mod learner;
 mod measures;
 mod occupied;
+mod order;
 mod runners_up;
 
 use std::sync::Arc;
 
 use super::super::index::SlotHash;
 use super::super::slots::SlotId;
-use super::{HitNote, Leave, Policy, epoch_of};
-use entry_meta::{EntryMeta, LINE, RUN, Traces};
+use super::contract::{HitNote, Policy, epoch_of};
+use entry_meta::{EntryMeta, LINE, Traces};
 use ghosts::{Ghosts, Sample};
 pub(in super::super) use learner::Learner;
 use measures::{Class, TICKS, Weight};
 use occupied::Occupied;
-use runners_up::{Order, RunnersUp};
+use order::{Order, RUN};
+use runners_up::RunnersUp;
 
 #[derive(Debug)]
 pub(in super::super) struct HitDensity {
@@ -249,13 +251,15 @@ impl Policy for HitDensity {
 
     fn drain_hits(&mut self, _: impl FnMut(SlotId)) {}
 
-    fn remove(&mut self, slot: SlotId, hash: SlotHash, leave: Leave) {
+    fn remove(&mut self, slot: SlotId) {
+        self.occupied.remove(slot);
+        self.traces.take(slot);
+    }
+
+    fn evict(&mut self, slot: SlotId, hash: SlotHash) {
         let length = self.occupied.len();
         self.occupied.remove(slot);
         let (trace, now) = (self.traces.take(slot), self.clock.tick);
-        if leave != Leave::Evicted {
-            return;
-        }
         let (tick, class) = trace.last_use(now);
         self.ghosts.remember(hash, tick, class, now, length);
         if trace.is_sampled() {
