@@ -91,9 +91,9 @@ fn middle(name: &str) -> impl Iterator<Item = &[u8; END]> {
 
 /// The number of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Model(NonZeroU32);
+pub(super) struct ModelId(NonZeroU32);
 
-impl Model {
+impl ModelId {
     /// The number of `name`, which gets one if there is one left.
     #[inline(always)]
     pub(super) fn named(name: &str) -> Option<Self> {
@@ -115,7 +115,7 @@ impl Model {
             match known.get() {
                 Some(known) if known.is(name, &ends) => return Self::at(number),
                 Some(_) => {}
-                None => return Self::enter(name),
+                None => return Self::intern(name),
             }
         }
         None
@@ -123,7 +123,7 @@ impl Model {
 
     #[cold]
     #[inline(never)]
-    fn enter(name: &str) -> Option<Self> {
+    fn intern(name: &str) -> Option<Self> {
         if name.len() > LONGEST {
             return None;
         }
@@ -158,7 +158,7 @@ mod tests {
         // More than there are numbers; Miri gets fewer.
         let (names, threads) = if cfg!(miri) { (3, 2) } else { (2 * MOST, 4) };
         let names: Vec<String> = (0..names).map(|i| format!("model {i}")).collect();
-        let number_all = || names.iter().map(|name| Model::named(name)).collect::<Vec<_>>();
+        let number_all = || names.iter().map(|name| ModelId::named(name)).collect::<Vec<_>>();
         // At once, so that threads race for the same slots.
         let all: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(number_all)).collect();
@@ -172,7 +172,7 @@ mod tests {
         for (name, model) in names.iter().zip(&all[0]) {
             assert!(model.is_none_or(|model| model.name() == name));
         }
-        assert_eq!(Model::named(&"x".repeat(LONGEST + 1)), None);
+        assert_eq!(ModelId::named(&"x".repeat(LONGEST + 1)), None);
     }
 
     #[test]
