@@ -76,7 +76,7 @@ pub(super) struct Table<K, V> {
     held: Usage,
     /// The latest moment seen by a write: where the clock goes back, this one stands still.
     latest: Stamp,
-    /// Only where an entry has needed one of them.
+    /// Only where each entry needs one of them, or one entry has.
     orders: Option<Box<Orders>>,
     /// For each slot, when its value was written, in seconds since the cache was made; for people.
     written: Slots<u32>,
@@ -94,7 +94,8 @@ impl<K, V> Table<K, V> {
             index: Index::default(),
             held: Usage::default(),
             latest: Stamp::ZERO,
-            orders: None,
+            orders: Orders::are_needed_by_all(table_config)
+                .then(|| Box::new(Orders::new(table_config))),
             written: Slots::default(),
             policy: AnyPolicy::new(table_config.policy, table_config.learner.as_ref()),
         }
@@ -294,7 +295,7 @@ impl<K, V> Table<K, V> {
         self.held += Usage::one(weight);
         let now = self.latest;
         if let Some(orders) = self.orders_for(expiry) {
-            orders.inserted(id, expiry, now, &ticket);
+            orders.inserted(id, expiry, now, ticket);
         }
     }
 
@@ -318,7 +319,7 @@ impl<K, V> Table<K, V> {
         }
         let now = self.latest;
         if let Some(orders) = self.orders_for(expiry) {
-            orders.replaced(id, old_expiry, expiry, now, &ticket);
+            orders.replaced(id, old_expiry, expiry, now, ticket);
         }
         old
     }
@@ -369,7 +370,7 @@ impl<K, V> Table<K, V> {
     /// The orders, if any of them has to know of an entry with this `expiry`.
     #[inline]
     fn orders_for(&mut self, expiry: Stamp) -> Option<&mut Orders> {
-        if self.orders.is_none() && Orders::are_needed(&self.table_config, expiry) {
+        if expiry != Stamp::NEVER && self.orders.is_none() {
             self.make_orders();
         }
         self.orders.as_deref_mut()
@@ -475,10 +476,11 @@ impl<K, V> Table<K, V> {
                 let all = self.store.iter().map(|(id, entry)| (id, entry.expiry, entry.hash));
                 orders.validate(all);
             }
-            None => assert!(
-                self.store.iter().all(|(_, it)| !Orders::are_needed(&self.table_config, it.expiry)),
-                "an order is missing"
-            ),
+            None => {
+                let expires = |(_, entry): (_, &Entry<K, V>)| entry.expiry != Stamp::NEVER;
+                assert!(!Orders::are_needed_by_all(&self.table_config), "an order is missing");
+                assert!(!self.store.iter().any(expires), "the order of expiry is missing");
+            }
         }
     }
 }

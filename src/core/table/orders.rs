@@ -1,7 +1,7 @@
 //! The orders in which entries leave beside that of the policy: by time-to-live, by last use, by size.
 //!
-//! A cache may need each of them or none. The table tells all of them of an event in one call, and
-//! makes them when the first entry comes that one of them is needed for.
+//! A cache may need each of them or none. The table tells all of them of an event in one call. It has
+//! them from the beginning where every entry needs one, else from the first entry that expires.
 
 use std::time::Duration;
 
@@ -32,12 +32,9 @@ impl Orders {
         }
     }
 
-    /// Whether a table needs them for an entry with this `expiry`.
-    #[inline]
-    pub(super) fn are_needed(config: &TableConfig, expiry: Stamp) -> bool {
-        expiry != Stamp::NEVER
-            || config.time_to_idle.is_some()
-            || config.pressure == MemoryPressure::LargestFirst
+    /// Whether every entry needs them; else only one that expires does.
+    pub(super) fn are_needed_by_all(config: &TableConfig) -> bool {
+        config.time_to_idle.is_some() || config.pressure == MemoryPressure::LargestFirst
     }
 
     /// First of all under every write lock.
@@ -48,7 +45,7 @@ impl Orders {
     }
 
     /// An entry stands in `id`, written at `now`.
-    pub(super) fn inserted(&mut self, id: SlotId, expiry: Stamp, now: Stamp, ticket: &Ticket) {
+    pub(super) fn inserted(&mut self, id: SlotId, expiry: Stamp, now: Stamp, ticket: Ticket) {
         self.expiry.schedule(id, expiry, ticket.life, ticket.hash);
         if let Some(sizes) = &mut self.sizes {
             sizes.insert(id, ticket.size);
@@ -65,7 +62,7 @@ impl Orders {
         old: Stamp,
         expiry: Stamp,
         now: Stamp,
-        ticket: &Ticket,
+        ticket: Ticket,
     ) {
         self.expiry.cancel(id, old, ticket.hash);
         if let Some(sizes) = &mut self.sizes {
