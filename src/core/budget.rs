@@ -16,8 +16,7 @@ use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 pub(super) use super::table::usage::{Limit, Usage};
 
-/// How often an operation that finds all room reserved waits for those who have reserved it: some 20 ms
-/// in all.
+/// How often an operation that finds all room reserved by others waits for it: some 20 ms in all.
 pub(super) const WAITS: u32 = 24;
 
 /// A counter and its maximum, on a cache line of their own.

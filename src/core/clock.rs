@@ -65,8 +65,8 @@ pub(super) enum Time {
     Custom(Arc<dyn Clock>),
 }
 
-/// A clock whose readings count from [`SET_BACK`] before the cache was made, if it had come so far. A
-/// sum of a moment and a time-to-live then does not depend on where the clock begins.
+/// A clock whose readings count from [`SET_BACK`] before the cache was made, or from its own beginning
+/// if that is later. So a sum of a moment and a time-to-live does not depend on where the clock begins.
 struct Since {
     clock: Arc<dyn Clock>,
     origin: Duration,

@@ -1,4 +1,4 @@
-//! An entry in its slot, and what has to be known of one that comes in.
+//! An entry in its slot, and what the table must know of one that comes in.
 
 use equivalent::Equivalent;
 

@@ -110,8 +110,8 @@ impl Expiry {
     /// Whether there are links for `slot`, or few enough missing.
     ///
     /// The first entry with the cache's time-to-live may come after a million with their own. The
-    /// links up to there are not made in one go, but [`LEAP`] each time; who comes until then stands
-    /// in the heap, as the others do.
+    /// links up to there are not made in one go, but [`LEAP`] each time; an entry that comes until then
+    /// stands in the heap, as the others do.
     fn can_link(&mut self, slot: SlotId) -> bool {
         let reached = self.links.len() + LEAP;
         let can = (slot.bits() as usize) < reached;

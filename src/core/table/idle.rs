@@ -1,4 +1,4 @@
-//! Which entries of a shard nobody has used for too long, without a scan.
+//! Which entries of a shard have not been used for too long, without a scan.
 //!
 //! A hit notes when it was, in a stamp beside the slot: one relaxed read-modify-write under the read
 //! lock, and only when the clock has moved on since the last. Reads judge by that stamp, so an idle
@@ -24,8 +24,8 @@ const LOOKS: usize = 64;
 
 #[derive(Debug, Default)]
 struct Use {
-    /// In nanoseconds of the clock. Relaxed: who finds an entry idle looks again under the write
-    /// lock before removing it, after all that readers have noted.
+    /// In nanoseconds of the clock. Relaxed: a reader that finds an entry idle looks again under the
+    /// write lock, after all that readers have noted, before it removes the entry.
     last: AtomicU64,
     /// When it was last put in front.
     listed: Stamp,

@@ -31,7 +31,7 @@ impl SlotId {
     }
 
     /// The segment, and the place in it.
-    #[inline(always)]
+    #[inline]
     const fn split(self) -> (usize, usize) {
         ((self.0 >> BITS) as usize, self.0 as usize % SEGMENT)
     }

@@ -17,7 +17,7 @@ use super::repr::{EmbeddingKey, KeyRepr, halves};
 /// Made by a [`KeySpec`](crate::KeySpec) from [`ContentKey::for_model`], it holds a tag of the model (4 bytes), a tag
 /// of the tenant (4 bytes, all zero without one) and 24 bytes of a SHA-256 over the text and every
 /// setting. Equal keys are equal texts with equal settings, but for a collision of 192 bits: after
-/// 2^64 texts, more than anybody embeds, the chance of a single one is 2^-65, and to make one on
+/// 2^64 texts, more than any service embeds, the chance of a single one is 2^-65, and to make one on
 /// purpose takes some 2^96 hashes. The tags only help to find the entries of a model or a tenant; two
 /// names with one tag mean that too much is invalidated, never that a wrong vector is returned. The
 /// bytes are specified in `docs/keys.md`, for other languages to make the same.

@@ -93,7 +93,7 @@ pub trait KeyRepr: Clone + Eq + Hash + Debug + Send + Sync + 'static {
 pub trait EmbeddingKey: KeyRepr {}
 
 /// Both halves of a digest, to be hashed as numbers: of a slice the length would be hashed as well.
-#[inline(always)]
+#[inline]
 pub(super) fn halves(digest: &[u8; 32]) -> [u128; 2] {
     let (halves, _) = digest.as_chunks();
     [0, 1].map(|half| u128::from_ne_bytes(halves[half]))

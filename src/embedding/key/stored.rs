@@ -65,7 +65,7 @@ struct Compact {
 impl Compact {
     /// `None` if the key is another: not 64 lower-case digits, with a chunk, or of a model without
     /// a number.
-    #[inline(always)]
+    #[inline]
     fn of(key: &CacheKey) -> Option<Self> {
         let digits: &[u8; 64] = key.content_hash.as_bytes().try_into().ok()?;
         if key.chunk_id.is_some() {
@@ -80,8 +80,8 @@ impl Hash for Compact {
     /// The whole digest, as that of a [`ContentKey`](super::ContentKey) is, and in it the number of the
     /// model, which spares a round for it. Times a constant, so that digests that are consecutive
     /// numbers do not meet. To a digest of one model there is then one of each other model, no more,
-    /// that has the same hash: who can choose digests comes to as many such keys as there are numbers,
-    /// 64, and for more has to break the hash function.
+    /// that has the same hash: a client that can choose digests comes to as many such keys as there are
+    /// numbers, 64, and for more has to break the hash function.
     #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
         let [first, second] = halves(&self.digest);
@@ -143,7 +143,7 @@ pub struct Probe<'a> {
 }
 
 impl<'a> From<&'a CacheKey> for Probe<'a> {
-    #[inline(always)]
+    #[inline]
     fn from(key: &'a CacheKey) -> Self {
         Self { compact: Compact::of(key), key }
     }
@@ -309,7 +309,7 @@ impl KeyRepr for CacheKey {
 
     const OVERHEAD: u64 = crate::ENTRY_OVERHEAD;
 
-    #[inline(always)]
+    #[inline]
     fn probe(&self) -> Probe<'_> {
         Probe::from(self)
     }

@@ -60,7 +60,7 @@ impl Index {
 
     /// What `look` makes of the first of the slots with `hash` of which it makes something. What is
     /// not found here, [`find_draining`](Self::find_draining) may find.
-    #[inline(always)]
+    #[inline]
     pub(in crate::core) fn find<R>(
         &self,
         hash: SlotHash,

@@ -12,8 +12,8 @@ const LEVELS: usize = 6;
 pub(super) struct Occupied {
     levels: [Slots<u64>; LEVELS],
     len: usize,
-    /// The slot that was left last, if nobody has come since: its bit is still set. Usually the next
-    /// to come takes it over, and the bits stay as they are.
+    /// The slot that was left last, unless an entry has come since: its bit is still set. Usually the
+    /// next entry takes that slot, and the bits stay as they are.
     left: SlotId,
 }
 

@@ -17,10 +17,11 @@ impl Order {
     /// Where the worth stands.
     pub(super) const WORTH: u32 = 16;
 
-    /// Nobody leaves in this order or a later one: that of vacant slots.
+    /// The order of vacant slots: no entry leaves in this order or a later one.
     pub(super) const NEVER: Self = Self::new(Worth::MOST, 0);
 
-    /// A worth has 15 bits, so it is not negative. Signed, as what is compared four at once.
+    /// A worth has 15 bits, so this is not negative. It is signed, as SSE2 compares only signed numbers
+    /// four at once.
     #[inline]
     pub(super) const fn new(worth: Worth, rest: u32) -> Self {
         Self(((worth.bits() as u32) << Self::WORTH | rest) as i32)
@@ -33,7 +34,7 @@ impl Order {
         cast(worths << Self::WORTH | rests)
     }
 
-    /// The first of either. They are compared side by side for as long as there are several.
+    /// The first of each half. Both are compared side by side for as long as several are left.
     #[inline]
     pub(super) fn first_of_each(halves: [i32x8; 2]) -> [Self; 2] {
         let [a, b] = halves.map(|half| {
@@ -45,7 +46,7 @@ impl Order {
         [Self(c.min(e)), Self(d.min(f))]
     }
 
-    /// The place in its run of who has this order.
+    /// The place in its run of the entry that has this order.
     #[inline]
     pub(super) fn place(self) -> u32 {
         self.0 as u32 % RUN as u32

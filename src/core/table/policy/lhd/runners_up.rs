@@ -12,7 +12,7 @@ const RUNNERS_UP: usize = 3;
 struct Rank(u64);
 
 impl Rank {
-    const NOBODY: Self = Self::new(Order::NEVER, SlotId::NONE);
+    const NONE: Self = Self::new(Order::NEVER, SlotId::NONE);
 
     #[inline]
     const fn new(Order(order): Order, slot: SlotId) -> Self {
@@ -31,7 +31,7 @@ pub(super) struct RunnersUp([Rank; RUNNERS_UP + 1]);
 
 impl Default for RunnersUp {
     fn default() -> Self {
-        Self([Rank::NOBODY; RUNNERS_UP + 1])
+        Self([Rank::NONE; RUNNERS_UP + 1])
     }
 }
 
@@ -42,7 +42,7 @@ impl RunnersUp {
         if order >= Order::NEVER {
             return;
         }
-        // Who is there already takes the new order.
+        // An entry that is there already takes the new order.
         if self.0.iter().any(|rank| rank.slot() == slot) {
             self.forget(slot);
         }
@@ -63,12 +63,12 @@ impl RunnersUp {
     #[inline]
     fn take_out(&mut self, place: usize) {
         self.0.copy_within(place + 1.., place);
-        self.0[RUNNERS_UP] = Rank::NOBODY;
+        self.0[RUNNERS_UP] = Rank::NONE;
     }
 
-    /// Takes out the worst whose order is still what it was or has become worse than that of the
-    /// next: `order_now` says what it is, if it may leave at all. Who has become better goes back
-    /// among the others. Bounded, as each is asked for once or twice.
+    /// Takes out the worst: the first whose present order is not behind the known one of the next.
+    /// `order_now` says what the order is, if the entry may leave at all. An entry that has become
+    /// better goes back among the others. Bounded, as each is asked for once or twice.
     #[inline]
     pub(super) fn pop(&mut self, order_now: impl Fn(SlotId) -> Option<Order>) -> Option<SlotId> {
         for _ in 0..=RUNNERS_UP {
@@ -117,7 +117,7 @@ mod tests {
             (&[(5, 1)], &[1]),
             (&[(9, 1), (2, 2), (5, 3)], &[2, 3, 1]),
             (&[(9, 1), (2, 2), (5, 3), (8, 4), (1, 5), (7, 6)], &[5, 2, 3, 6]),
-            // Vacant slots are nobody's.
+            // Vacant slots are never kept.
             (&[(Order::NEVER.0, 1), (i32::MAX, 2), (3, 3)], &[3]),
         ];
         for (orders, wanted) in cases {
@@ -126,13 +126,13 @@ mod tests {
     }
 
     #[test]
-    fn who_is_kept_again_is_there_once_with_its_new_order() {
+    fn an_entry_kept_again_is_there_once_with_its_new_order() {
         assert_eq!(all(kept(&[(1, 1), (2, 2), (3, 3), (9, 1)])), [2, 3, 1]);
         assert_eq!(all(kept(&[(1, 1), (2, 2), (3, 3), (0, 3)])), [3, 1, 2]);
     }
 
     #[test]
-    fn who_has_become_better_waits_and_who_may_not_leave_is_dropped() {
+    fn an_entry_that_has_become_better_waits_and_one_that_may_not_leave_is_dropped() {
         let mut runners_up = kept(&[(1, 1), (2, 2), (3, 3)]);
         // The first was used since, the second is gone.
         let now = |id: SlotId| [None, Some(order(8)), None, Some(order(3))][id.bits() as usize];
