@@ -130,7 +130,7 @@ impl Expiry {
     }
 
     fn strike(&mut self, slot: SlotId, hash: SlotHash) {
-        if self.links.get(slot).is_some_and(|links| links.is_linked()) {
+        if List::holds(&self.links, slot) {
             self.written[self.jitter.step(hash)].remove(&mut self.links, slot);
         } else {
             self.own.remove(slot);
@@ -161,7 +161,7 @@ impl Expiry {
         let mut stamps = std::collections::BTreeMap::new();
         for (slot, expiry, hash) in occupied {
             stamps.insert(slot, (expiry, self.jitter.step(hash)));
-            let linked = self.links.get(slot).is_some_and(|links| links.is_linked());
+            let linked = List::holds(&self.links, slot);
             let own = self.own.moment_of(slot) == Some(expiry);
             assert!(!(linked && own), "{slot:?} expires twice");
             assert_eq!(linked || own, expiry != Stamp::NEVER, "{slot:?} is not scheduled");

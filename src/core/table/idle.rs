@@ -100,7 +100,7 @@ impl Idle {
     }
 
     pub(in crate::core) fn remove(&mut self, id: SlotId) {
-        if self.links.get(id).is_some_and(|links| links.is_linked()) {
+        if List::holds(&self.links, id) {
             self.order.remove(&mut self.links, id);
         }
     }
@@ -131,7 +131,7 @@ impl Idle {
     pub(in crate::core) fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {
         let mut all = 0;
         for id in occupied {
-            assert!(self.links[id].is_linked(), "{id:?} is never looked at");
+            assert!(List::holds(&self.links, id), "{id:?} is never looked at");
             all += 1;
         }
         assert_eq!(self.order.len(), all, "something empty is looked at");

@@ -15,10 +15,6 @@ impl Links {
     /// What both neighbours are of a slot in no list. It is the number of no slot.
     const MARK: SlotId = SlotId::from_bits(u32::MAX - 1);
     const APART: Self = Self { ahead: Self::MARK, behind: Self::MARK };
-
-    pub(super) fn is_linked(self) -> bool {
-        self.ahead != Self::MARK
-    }
 }
 
 impl Default for Links {
@@ -49,32 +45,32 @@ impl List {
 
     /// The slot pushed last.
     pub(super) fn front(&self) -> Option<SlotId> {
-        Some(self.front).filter(|&id| id != SlotId::NONE)
+        self.front.some()
     }
 
     /// The slot pushed first of those still here: the next to leave.
     pub(super) fn back(&self) -> Option<SlotId> {
-        Some(self.back).filter(|&id| id != SlotId::NONE)
+        self.back.some()
     }
 
     /// The slot in front of `id`, that is, the one pushed after it.
     pub(super) fn ahead_of(&self, links: &Slots<Links>, id: SlotId) -> Option<SlotId> {
-        Some(links[id].ahead).filter(|&id| id != SlotId::NONE)
+        links[id].ahead.some()
     }
 
     /// The slot behind `id`, that is, the one pushed before it.
     pub(super) fn behind(&self, links: &Slots<Links>, id: SlotId) -> Option<SlotId> {
-        Some(links[id].behind).filter(|&id| id != SlotId::NONE)
+        links[id].behind.some()
     }
 
     /// Whether `id` is in a list.
     pub(super) fn holds(links: &Slots<Links>, id: SlotId) -> bool {
-        links.get(id).is_some_and(|links| links.is_linked())
+        links.get(id).is_some_and(|links| links.ahead != Links::MARK)
     }
 
     /// Adds `id`, which is in no list.
     pub(super) fn push_front(&mut self, links: &mut Slots<Links>, id: SlotId) {
-        debug_assert!(!links.get(id).is_some_and(|links| links.is_linked()));
+        debug_assert!(!Self::holds(links, id));
         *links.reach(id) = Links { ahead: SlotId::NONE, behind: self.front };
         match self.front {
             SlotId::NONE => self.back = id,
@@ -86,7 +82,7 @@ impl List {
 
     /// Takes out `id`, which is in this list.
     pub(super) fn remove(&mut self, links: &mut Slots<Links>, id: SlotId) {
-        debug_assert!(links[id].is_linked());
+        debug_assert!(Self::holds(links, id));
         let Links { ahead, behind } = std::mem::take(&mut links[id]);
         match ahead {
             SlotId::NONE => self.front = behind,
@@ -109,9 +105,7 @@ impl List {
 
     /// All slots from the back to the front; for `validate` and tests.
     pub(super) fn iter<'a>(&self, links: &'a Slots<Links>) -> impl Iterator<Item = SlotId> + 'a {
-        let back = Some(self.back).filter(|&id| id != SlotId::NONE);
-        let next = |&id: &SlotId| Some(links[id].ahead).filter(|&id| id != SlotId::NONE);
-        std::iter::successors(back, next)
+        std::iter::successors(self.back(), |&id| links[id].ahead.some())
     }
 }
 
@@ -167,7 +161,7 @@ mod tests {
             assert_eq!(list.len(), model.len());
             assert_eq!(list.front(), model.front().copied());
             assert_eq!(list.back(), model.back().copied());
-            assert_eq!(links[id].is_linked(), model.contains(&id));
+            assert_eq!(List::holds(&links, id), model.contains(&id));
         }
     }
 }

@@ -123,7 +123,8 @@ impl<K, V> Table<K, V> {
     }
 
     /// The slot and the entry of `key`.
-    // Always: left to itself the compiler makes it a call, which costs a tenth of a hit.
+    // Always, as `Buckets::find`: as a call, which the compiler makes of it in a larger caller, it costs
+    // a get through the door 29 instructions of 308.
     #[inline(always)]
     pub(super) fn find<Q>(&self, hash: SlotHash, key: &Q) -> Option<(SlotId, &Entry<K, V>)>
     where

@@ -10,9 +10,12 @@
 
 /// Items of a segment, as a power of two: of a usual entry 150 KB, moved in some ten microseconds.
 const BITS: u32 = 11;
-const SEGMENT: usize = 1 << BITS;
-/// The last segment grows by an eighth of what there is, and by no more items than these.
-const GROWTH: usize = 256;
+pub(super) const SEGMENT: usize = 1 << BITS;
+
+/// By how many items a segment grows where there are `len`: by an eighth, within bounds.
+pub(super) fn growth(len: usize) -> usize {
+    (len / 8).clamp(4, 256)
+}
 
 /// Which slot of a shard an entry stands in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -30,9 +33,15 @@ impl SlotId {
         self.0
     }
 
+    /// Nothing for [`NONE`](Self::NONE).
+    #[inline]
+    pub(super) fn some(self) -> Option<Self> {
+        Some(self).filter(|&id| id != Self::NONE)
+    }
+
     /// The segment, and the place in it.
     #[inline]
-    const fn split(self) -> (usize, usize) {
+    pub(super) const fn split(self) -> (usize, usize) {
         ((self.0 >> BITS) as usize, self.0 as usize % SEGMENT)
     }
 }
@@ -72,8 +81,7 @@ impl<T> Slots<T> {
         }
         if let Some(last) = self.segments.last_mut() {
             if last.len() == last.capacity() {
-                let growth = (self.len / 8).clamp(4, GROWTH);
-                last.reserve_exact(growth.min(SEGMENT - last.len()));
+                last.reserve_exact(growth(self.len).min(SEGMENT - last.len()));
             }
             last.push(item);
         }
@@ -128,7 +136,7 @@ impl<T> std::ops::Index<SlotId> for Slots<T> {
 }
 
 impl<T> std::ops::IndexMut<SlotId> for Slots<T> {
-    #[inline]
+    #[inline(always)]
     fn index_mut(&mut self, id: SlotId) -> &mut T {
         let (segment, place) = id.split();
         &mut self.segments[segment][place]
@@ -163,10 +171,7 @@ mod tests {
             let before: Vec<_> = slots.segments.iter().map(Vec::as_ptr).collect();
             slots.push(i);
             let capacity: usize = slots.segments.iter().map(Vec::capacity).sum();
-            assert!(
-                capacity <= slots.len() + (slots.len() / 8).clamp(4, GROWTH),
-                "{capacity} for {i}"
-            );
+            assert!(capacity <= slots.len() + growth(slots.len()), "{capacity} for {i}");
             let all = slots.segments.iter().map(Vec::as_ptr);
             let moved = before.iter().zip(all).filter(|(before, now)| **before != *now).count();
             assert!(moved <= 1, "{moved} segments were moved");

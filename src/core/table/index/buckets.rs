@@ -157,6 +157,7 @@ impl Buckets {
     }
 
     /// What `look` makes of the first of the slots with `spread` of which it makes something.
+    // Always: see `Table::find`.
     #[inline(always)]
     pub(super) fn find<R>(&self, spread: Spread, look: impl Fn(SlotId) -> Option<R>) -> Option<R> {
         // `None` only where there are no buckets at all.

@@ -11,8 +11,8 @@ use super::measures::{Bin, Class, OLDEST, TICKS};
 
 /// Words looked at for a hash.
 const WAYS: usize = 4;
-/// Buckets of the sample that are looked through in a tick.
-const BITE: usize = 2;
+/// Buckets of the sample that are swept in a tick.
+const SWEPT: usize = 2;
 
 /// The bucket of a hash, by its upper bits; none if there are none.
 #[inline]
@@ -230,7 +230,7 @@ impl Sample {
     /// Counts how long some of those watched have waited by now, and gives up those that waited too
     /// long. Called once a tick, so all are looked at once in two capacities, fewer more often.
     pub(super) fn sweep(&mut self, learner: &Learner, now: u32) {
-        for _ in 0..self.gone.len().min(BITE) {
+        for _ in 0..self.gone.len().min(SWEPT) {
             self.cursor = if self.cursor + 1 < self.gone.len() { self.cursor + 1 } else { 0 };
             for word in &mut self.gone[self.cursor] {
                 if *word == 0 {
