@@ -123,8 +123,8 @@ impl<K, V> Table<K, V> {
     }
 
     /// The slot and the entry of `key`.
-    // Always, as `Buckets::find`: as a call, which the compiler makes of it in a larger caller, it costs
-    // a get through the door 29 instructions of 308.
+    // Always, as all that a lookup consists of: in a larger caller the compiler makes a call of it, which
+    // costs a get through the door 29 instructions of 308.
     #[inline(always)]
     pub(super) fn find<Q>(&self, hash: SlotHash, key: &Q) -> Option<(SlotId, &Entry<K, V>)>
     where
@@ -148,7 +148,8 @@ impl<K, V> Table<K, V> {
     }
 
     /// The entry in a slot, if it is that of `key`.
-    #[inline]
+    // Always: as a call it costs a put through the door 39 instructions.
+    #[inline(always)]
     fn entry_of<Q>(&self, id: SlotId, key: &Q) -> Option<(SlotId, &Entry<K, V>)>
     where
         Q: Equivalent<K> + ?Sized,
@@ -261,6 +262,7 @@ impl<K, V> Table<K, V> {
     }
 
     /// Plays back what hits have noted; first of all under every write lock.
+    #[inline]
     pub(super) fn begin_write(&mut self) {
         let mut orders = self.orders.as_deref_mut();
         if let Some(orders) = &mut orders {

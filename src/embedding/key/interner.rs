@@ -95,7 +95,8 @@ pub(super) struct ModelId(NonZeroU32);
 
 impl ModelId {
     /// The number of `name`, which gets one if there is one left.
-    #[inline]
+    // Always: see `Compact::of`, of which this is half.
+    #[inline(always)]
     pub(super) fn named(name: &str) -> Option<Self> {
         match Ends::overlapping::<END>(name.as_bytes()) {
             Some(ends) => Self::with_ends(name, ends),
@@ -109,7 +110,8 @@ impl ModelId {
         Self::with_ends(name, Ends::of(name.as_bytes()))
     }
 
-    #[inline]
+    // Always: see `Compact::of`; the ends stay in registers.
+    #[inline(always)]
     fn with_ends(name: &str, ends: Ends) -> Option<Self> {
         for (number, known) in NAMES.iter().enumerate() {
             match known.get() {

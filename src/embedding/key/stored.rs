@@ -144,7 +144,8 @@ pub struct Probe<'a> {
 }
 
 impl<'a> From<&'a CacheKey> for Probe<'a> {
-    #[inline]
+    // Always: see `KeyRepr::probe`, which is nothing but this.
+    #[inline(always)]
     fn from(key: &'a CacheKey) -> Self {
         Self { compact: Compact::of(key), key }
     }
@@ -310,7 +311,8 @@ impl KeyRepr for CacheKey {
 
     const OVERHEAD: u64 = crate::ENTRY_OVERHEAD;
 
-    #[inline]
+    // Always: as a call it costs a get 17 instructions.
+    #[inline(always)]
     fn probe(&self) -> Probe<'_> {
         Probe::from(self)
     }

@@ -43,7 +43,8 @@ struct Lanes(u32);
 
 impl Lanes {
     /// Those in which `number` stands.
-    #[inline]
+    // Always: see `Table::find`.
+    #[inline(always)]
     fn with(number: u32, lanes: u32x8) -> Self {
         let same = lanes.simd_eq(u32x8::splat(number)).cast_signed();
         Self(cast::<_, i8x16>(i16x8::from_i32x8_saturate(same)).to_bitmask())

@@ -60,7 +60,8 @@ impl Index {
 
     /// What `look` makes of the first of the slots with `hash` of which it makes something. What is
     /// not found here, [`find_draining`](Self::find_draining) may find.
-    #[inline]
+    // Always: see `Table::find`.
+    #[inline(always)]
     pub(in crate::core) fn find<R>(
         &self,
         hash: SlotHash,
