@@ -61,6 +61,27 @@ async fn call_everything(tasks: Tasks) {
     call_sweeps(&cache).await;
     call_cleanup(tasks).await;
     call_batcher(&cache, tasks).await;
+    #[cfg(feature = "tier")]
+    call_tier().await;
+}
+
+/// What waits for the second tier does so on the caller's task, in whatever runtime that runs.
+#[cfg(feature = "tier")]
+async fn call_tier() {
+    use embedding_cache::tier::SecondTier;
+
+    let tier = SecondTier::new(crate::tier::fake::Fake::default());
+    let cache = EmbeddingCache::builder().max_entries(10).tier(tier).build().unwrap();
+    cache.put(key("here"), [1.0]).await.unwrap();
+    assert_eq!(cache.get_through(&key("here")).await.unwrap(), [1.0]);
+    assert!(cache.get_through(&key("nowhere")).await.is_none());
+    let both = cache.get_through_many([key("here"), key("nowhere")]).await;
+    assert!(both[0].is_some() && both[1].is_none());
+    // Where no task runs nothing is written, and the deadline ends this.
+    cache.tier_flush(SHORT).await;
+    cache.invalidate_model_through("another").await.unwrap();
+    cache.invalidate_tenant_through("tenant").await.unwrap();
+    assert_eq!(cache.invalidate_all_through().await.unwrap(), 1);
 }
 
 async fn call_entries(cache: &EmbeddingCache) {
@@ -76,6 +97,8 @@ async fn call_entries(cache: &EmbeddingCache) {
     let put = cache.put_many(many.iter().map(|key| (key.clone(), [4.0]))).await;
     assert!(put.iter().all(Result::is_ok), "{put:?}");
     assert_eq!(cache.get_many(&many).await.iter().flatten().count(), 500);
+    let put = cache.put_many_with_ttl([(key("blue"), [3.0], Some(LONG))]).await;
+    assert!(put[0].is_ok(), "{put:?}");
     assert_eq!(cache.size().await, 503);
     cache.try_put_for(key("blue"), [3.0], SHORT).await.unwrap();
     assert_eq!(cache.try_get_for(&key("blue"), SHORT).await.unwrap().unwrap(), [3.0]);

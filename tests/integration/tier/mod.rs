@@ -4,7 +4,7 @@
 
 #![cfg(all(feature = "tier", not(shuttle)))]
 
-mod fake;
+pub(crate) mod fake;
 mod faults;
 mod invalidation;
 mod reading;
