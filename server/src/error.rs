@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use embedding_cache::CacheError;
 
 use crate::backend::EmbedError;
+use crate::service::Unsaved;
 
 /// Why a request got no vectors.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +69,12 @@ pub(crate) enum ApiError {
     OneOf { inputs: usize, first: usize, of: usize, source: Box<ApiError> },
     #[error("the cache failed: {0}")]
     Cache(CacheError),
+    /// The vectors are gone here, and would come back from there.
+    #[error("the second tier could not be told, so its vectors are not removed; try again: {0}")]
+    Tier(CacheError),
+    /// The same of the snapshot.
+    #[error("the snapshot could not be saved, so its vectors would come back; try again: {0}")]
+    Snapshot(Unsaved),
 }
 
 /// The parts of an answer that depend on the kind of error.
@@ -146,6 +153,12 @@ impl ApiError {
             Self::NoCache => Face::new(S::NOT_FOUND, REQUEST, Some("no_cache")),
             Self::Embed { error, own_key } => embed_face(error, *own_key),
             Self::Item { source, .. } | Self::OneOf { source, .. } => source.face(),
+            Self::Tier(_) => {
+                Face::new(S::SERVICE_UNAVAILABLE, SERVER, Some("tier_failed")).retry_after(1)
+            }
+            Self::Snapshot(_) => {
+                Face::new(S::SERVICE_UNAVAILABLE, SERVER, Some("snapshot_failed")).retry_after(1)
+            }
             Self::Cache(_) => Face::new(S::INTERNAL_SERVER_ERROR, SERVER, None),
         }
     }
