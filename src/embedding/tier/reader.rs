@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use crate::core::{Condition, InsertOptions};
 use crate::embedding::era::Era;
-use crate::embedding::key::form::Form;
+use crate::embedding::key::repr::KeyRepr;
 use crate::embedding::{EmbeddingCache, EmbeddingKey, Inner};
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::vector::EmbeddingVector;
@@ -181,8 +181,14 @@ where
     });
     let asked = asked.collect();
     // One more task for each batch that waits, up to the limit.
+    let before = reads.under_way;
     while reads.under_way < BATCHES && reads.under_way * BATCH < reads.waiting.len() {
         reads.under_way += 1;
+    }
+    let more = reads.under_way - before;
+    // A runtime that shuts down drops a task at once, here, and its drop takes the lock.
+    drop(reads);
+    for _ in 0..more {
         let task = ReadTask { guard: Arc::clone(guard), ended: false };
         drop(runtime.spawn(task.run(Arc::downgrade(&cache.inner))));
     }
@@ -370,7 +376,7 @@ async fn take<K: EmbeddingKey, S: BuildHasher>(
         }
     };
     let vector = EmbeddingVector::from(components);
-    let stored = <K as Form>::to_stored(&asked.key).ok()?;
+    let stored = <K as KeyRepr>::to_stored(&asked.key).ok()?;
     if inner.admission.check::<K>(&stored, &vector).is_err() {
         guard.counts.rejected(Rejected::Admission);
         return None;

@@ -1,0 +1,167 @@
+//! Doubly linked lists of slots whose links stand in one array: any slot can leave from the middle.
+
+use super::slots::{SlotId, Slots};
+
+/// The neighbours of a slot in the list it is in.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Links {
+    /// Towards the front.
+    ahead: SlotId,
+    /// Towards the back.
+    behind: SlotId,
+}
+
+impl Links {
+    /// What both neighbours are of a slot in no list. It is the number of no slot.
+    const MARK: SlotId = SlotId::from_bits(u32::MAX - 1);
+    const APART: Self = Self { ahead: Self::MARK, behind: Self::MARK };
+}
+
+impl Default for Links {
+    fn default() -> Self {
+        Self::APART
+    }
+}
+
+/// A list; the links are passed to each call, as several lists share one array of them. A slot is
+/// in at most one of those at a time.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct List {
+    front: SlotId,
+    back: SlotId,
+    len: usize,
+}
+
+impl Default for List {
+    fn default() -> Self {
+        Self { front: SlotId::NONE, back: SlotId::NONE, len: 0 }
+    }
+}
+
+impl List {
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// The slot pushed last.
+    pub(super) fn front(&self) -> Option<SlotId> {
+        self.front.some()
+    }
+
+    /// The slot pushed first of those still here: the next to leave.
+    pub(super) fn back(&self) -> Option<SlotId> {
+        self.back.some()
+    }
+
+    /// The slot in front of `id`, that is, the one pushed after it.
+    pub(super) fn ahead_of(&self, links: &Slots<Links>, id: SlotId) -> Option<SlotId> {
+        links[id].ahead.some()
+    }
+
+    /// The slot behind `id`, that is, the one pushed before it.
+    pub(super) fn behind(&self, links: &Slots<Links>, id: SlotId) -> Option<SlotId> {
+        links[id].behind.some()
+    }
+
+    /// Whether `id` is in a list.
+    pub(super) fn holds(links: &Slots<Links>, id: SlotId) -> bool {
+        links.get(id).is_some_and(|links| links.ahead != Links::MARK)
+    }
+
+    /// Adds `id`, which is in no list.
+    pub(super) fn push_front(&mut self, links: &mut Slots<Links>, id: SlotId) {
+        debug_assert!(!Self::holds(links, id));
+        *links.reach(id) = Links { ahead: SlotId::NONE, behind: self.front };
+        match self.front {
+            SlotId::NONE => self.back = id,
+            front => links[front].ahead = id,
+        }
+        self.front = id;
+        self.len += 1;
+    }
+
+    /// Takes out `id`, which is in this list.
+    pub(super) fn remove(&mut self, links: &mut Slots<Links>, id: SlotId) {
+        debug_assert!(Self::holds(links, id));
+        let Links { ahead, behind } = std::mem::take(&mut links[id]);
+        match ahead {
+            SlotId::NONE => self.front = behind,
+            ahead => links[ahead].behind = behind,
+        }
+        match behind {
+            SlotId::NONE => self.back = ahead,
+            behind => links[behind].ahead = ahead,
+        }
+        self.len -= 1;
+    }
+
+    /// Moves `id`, which is in this list, to the front.
+    pub(super) fn move_to_front(&mut self, links: &mut Slots<Links>, id: SlotId) {
+        if self.front != id {
+            self.remove(links, id);
+            self.push_front(links, id);
+        }
+    }
+
+    /// All slots from the back to the front; for `validate` and tests.
+    pub(super) fn iter<'a>(&self, links: &'a Slots<Links>) -> impl Iterator<Item = SlotId> + 'a {
+        std::iter::successors(self.back(), |&id| links[id].ahead.some())
+    }
+}
+
+/// Panics unless `lists` together hold exactly `occupied`, each slot once.
+pub(super) fn validate_lists(
+    lists: &[&List],
+    links: &Slots<Links>,
+    occupied: &mut dyn Iterator<Item = SlotId>,
+) {
+    let mut listed = std::collections::BTreeSet::new();
+    for list in lists {
+        let mut len = 0;
+        for slot in list.iter(links) {
+            assert!(listed.insert(slot), "{slot:?} is listed twice");
+            len += 1;
+        }
+        assert_eq!(len, list.len(), "a list miscounts itself");
+    }
+    let occupied: std::collections::BTreeSet<_> = occupied.collect();
+    assert_eq!(listed, occupied, "the policy does not list what the shard holds");
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+
+    #[test]
+    fn behaves_like_a_deque_and_lets_go_of_the_middle() {
+        let (mut list, mut links) = (List::default(), Slots::default());
+        let mut model: VecDeque<SlotId> = VecDeque::new();
+        let mut state = 1u32;
+        for _ in 0..if cfg!(miri) { 60 } else { 20_000 } {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let id = SlotId::from_bits((state >> 16) % 23);
+            match (model.iter().position(|&other| other == id), state >> 30) {
+                (None, _) => {
+                    list.push_front(&mut links, id);
+                    model.push_front(id);
+                }
+                (Some(place), 0) => {
+                    list.move_to_front(&mut links, id);
+                    model.remove(place);
+                    model.push_front(id);
+                }
+                (Some(place), _) => {
+                    list.remove(&mut links, id);
+                    model.remove(place);
+                }
+            }
+            assert!(list.iter(&links).eq(model.iter().rev().copied()));
+            assert_eq!(list.len(), model.len());
+            assert_eq!(list.front(), model.front().copied());
+            assert_eq!(list.back(), model.back().copied());
+            assert_eq!(List::holds(&links, id), model.contains(&id));
+        }
+    }
+}
