@@ -25,6 +25,7 @@ parser.add_argument("--rounds", type=int, default=3)
 parser.add_argument("--seconds", type=int, default=3)
 parser.add_argument("--batches", default="1,32")
 parser.add_argument("--connections", default="1,16,128")
+parser.add_argument("--at-least", type=float, default=0, help="fail where warm is not so many times no cache")
 parser.add_argument("--port", type=int, default=18431)
 options = parser.parse_args()
 
@@ -66,6 +67,17 @@ def ask(base, body):
 def model_calls():
     with urllib.request.urlopen(f"{model}/calls", timeout=60) as response:
         return json.load(response)["calls"]
+
+
+def quiet():
+    """The calls of the model once there is none under way: loads go on when their clients have left."""
+    calls, since = model_calls(), time.monotonic()
+    while time.monotonic() - since < 0.4:
+        time.sleep(0.05)
+        now = model_calls()
+        if now != calls:
+            calls, since = now, time.monotonic()
+    return calls
 
 
 def litellm_proxy(upstream):
@@ -112,7 +124,7 @@ def measure(base, mode, batch, connections, run):
     if mode == "warm":
         for number in range(requests):
             ask(base, body_of(batch, f"warm-{number}"))
-    before = model_calls()
+    before = quiet()
     output = subprocess.run(
         ["wrk", "-t1", f"-c{connections}", f"-d{options.seconds}s", "--timeout", "60s", "-s",
          os.path.join(here, "ratios.lua"), f"{base}/v1/embeddings", "--", MODEL, mode, str(batch),
@@ -121,9 +133,7 @@ def measure(base, mode, batch, connections, run):
     ).stdout
     wrong = re.search(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)", output)
     rate = float(re.search(r"Requests/sec: +([0-9.]+)", output)[1])
-    # What is under way at the end is not another cell's.
-    time.sleep(0.3)
-    return rate, model_calls() - before, wrong and wrong[0]
+    return rate, quiet() - before, wrong and wrong[0]
 
 
 try:
@@ -161,10 +171,15 @@ try:
             wrong = next((wrong for _, _, wrong in rounds if wrong), None)
             line += f" {rate:,.0f}" + (f" ({wrong})" if wrong else "") + " |"
         print(line)
+    for batch, connections in cells:
+        rates = [statistics.median(rate for rate, _, _ in seen[batch, connections, name])
+                 for name in ("warm", "no cache")]
+        assert rates[0] >= options.at_least * rates[1], (batch, connections, rates)
     for name in names:
         if name.endswith("warm"):
             calls = sum(c for (_, _, n), rounds in seen.items() if n == name for _, c, _ in rounds)
             print(f"{name}: {calls} calls of the model while measured")
+            assert calls == 0 or name != "warm", "what is warm cost calls"
 finally:
     for process in processes:
         process.terminate()
