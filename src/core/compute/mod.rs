@@ -15,9 +15,8 @@ use equivalent::Equivalent;
 
 use crate::error::{CacheError, ErrorKind};
 
-use super::ShardedCache;
-use super::insert::{Condition, InsertOptions};
 use super::shard::Forever;
+use super::{Condition, InsertOptions, ShardedCache};
 
 pub(super) use inflight::Inflight;
 use inflight::Role;
@@ -165,7 +164,7 @@ where
             let value = compute().map_err(Failure::Compute)?;
             let superseded = Some(leader.superseded());
             let condition = Some(Condition { epoch, superseded });
-            let options = InsertOptions { time_to_live: None, condition };
+            let options = InsertOptions { condition, ..InsertOptions::default() };
             let mut entry = Some((key.to_owned(), value.clone()));
             // A refusal is counted; those that asked for the value have it all the same.
             if let Err(error) = self.insert_uncounted(&mut entry, options, Forever) {
