@@ -210,22 +210,22 @@ impl Writer {
     /// for deleted files to go.
     fn make_room(&mut self, bytes: u64) -> Result<(), TierError> {
         let Some(store) = &mut self.store else { return Err(tier_error(CLOSED)) };
-        if store.written() + bytes > self.generation_bytes {
+        if store.taken() + bytes > self.generation_bytes {
             self.exchange_generations()?;
         }
         let started = Instant::now();
         loop {
             let Some(store) = &self.store else { return Err(tier_error(CLOSED)) };
             // What is written goes to a journal first, and to its place while it is still there.
-            let coming = store.unwritten() + 2 * (self.since + bytes);
+            let engine = store.unwritten() + store.compacting();
+            let coming = engine + 2 * (self.since + bytes);
             if self.since < MEASURE && self.measured + coming <= self.max_bytes {
                 self.since += bytes;
                 return Ok(());
             }
             self.measured = usage::of(&self.shared.directory).map_err(tier_error)?;
             self.since = 0;
-            let coming = store.unwritten() + 2 * bytes;
-            if self.measured + coming <= self.max_bytes {
+            if self.measured + engine + 2 * bytes <= self.max_bytes {
                 continue;
             }
             if started.elapsed() >= WAIT_FOR_ROOM {
