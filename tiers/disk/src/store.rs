@@ -16,8 +16,10 @@ use fjall::{
     CompressionType, Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode,
 };
 
-/// Entries wait in memory up to this, twice or three times; then they are written to their place.
+/// Entries wait in memory up to this, four times at most; then they are written to their place.
 const MEMTABLE: u64 = 8 << 20;
+/// Memtables that wait to be written. At four the engine makes the caller wait.
+const MOST_SEALED: usize = 3;
 /// The least that the engine allows.
 const JOURNAL: u64 = 64 << 20;
 /// Blocks and values that were read lately. What is read again soon is in the first tier.
@@ -82,6 +84,8 @@ pub(crate) struct Store {
     written: u64,
     /// How many entries that are.
     entries: u64,
+    /// What of it was written since the memtable was changed.
+    in_memory: u64,
 }
 
 impl Store {
@@ -119,7 +123,8 @@ impl Store {
         }
         let written = current.entries.disk_space();
         let entries = current.entries.approximate_len() as u64;
-        Ok(Self { database, generations: Generations { current, previous }, written, entries })
+        let generations = Generations { current, previous };
+        Ok(Self { database, generations, written, entries, in_memory: 0 })
     }
 
     pub(crate) fn generations(&self) -> Generations {
@@ -134,6 +139,17 @@ impl Store {
     /// What compaction may take for a while.
     pub(crate) fn compacting(&self) -> u64 {
         self.entries * IN_TREE
+    }
+
+    /// Whether so much waits to be written to its place that the engine would make the caller wait, and
+    /// without end if its threads have failed.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.generations.current.entries.sealed_memtable_count() >= MOST_SEALED
+    }
+
+    /// Whether the engine still takes writes.
+    pub(crate) fn check(&self) -> fjall::Result<()> {
+        self.database.persist(PersistMode::Buffer)
     }
 
     /// What may wait in memory, and will be on the disk twice until its journal is given up.
@@ -163,6 +179,13 @@ impl Store {
         batch.commit()?;
         self.written += bytes;
         self.entries += number;
+        self.in_memory += bytes;
+        if self.in_memory >= MEMTABLE {
+            // The engine leaves this to a thread of its own. Where that is late, memory and journal
+            // have no bound.
+            self.generations.current.entries.rotate_memtable()?;
+            self.in_memory = 0;
+        }
         Ok(())
     }
 
@@ -199,7 +222,7 @@ impl Store {
     pub(crate) fn begin_generation(&mut self) -> fjall::Result<()> {
         let next = generation(&self.database, self.generations.current.number + 1)?;
         let full = std::mem::replace(&mut self.generations.current, next);
-        (self.written, self.entries) = (0, 0);
+        (self.written, self.entries, self.in_memory) = (0, 0, 0);
         // Nothing will be written to it any more, and until it is in its place the journals stay.
         let rotated = full.entries.rotate_memtable();
         self.generations.previous = Some(full);
