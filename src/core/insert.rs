@@ -10,7 +10,6 @@ use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::make_room::{AtOnce, NewEntry};
 use super::shard::{Forever, Try, Until, Wait};
-use super::table::policy::Leave;
 use super::table::{State, Ticket};
 use super::{Place, RemovalCause, ShardedCache};
 
@@ -233,11 +232,12 @@ where
     {
         let now = self.now_for_reading();
         let at = self.place(key);
+        self.inflight.supersede(at, key);
         let mut notifier = self.notifier();
         let entry = self.change(at.shard, wait, &mut notifier, |table, _| {
             let (id, entry) = table.find(at.hash, key)?;
             let alive = table.state(id, entry, now) == State::Fresh;
-            let entry = table.take(id, Leave::Other)?;
+            let entry = table.take(id)?;
             self.release(&entry);
             let counters = &at.shard.counters;
             if alive { &counters.removals } else { &counters.expired }.count();
@@ -310,7 +310,7 @@ where
     }
 
     #[inline]
-    fn insert_counted<P: Wait>(
+    pub(super) fn insert_counted<P: Wait>(
         &self,
         entry: &mut Option<(K, V)>,
         options: InsertOptions<'_>,
