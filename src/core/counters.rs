@@ -35,7 +35,7 @@ pub(super) struct Counters {
     pub(super) evicted_by_weight: Owned,
     pub(super) expired: Owned,
     pub(super) removals: Owned,
-    /// What the shard holds, for those who ask without its lock.
+    /// What the shard holds, for reading without its lock.
     entries: AtomicU64,
     weight: AtomicU64,
 }

@@ -13,7 +13,7 @@ use super::clock::Stamp;
 use super::hit_counters::Outcome;
 use super::shard::{Forever, Shard, Try, Until, Wait};
 use super::table::index::SlotHash;
-use super::table::policy::{HitNote, Leave};
+use super::table::policy::HitNote;
 use super::table::slots::SlotId;
 use super::table::{Entry, State, Table};
 use super::{EntryInfo, RemovalCause, ShardedCache};
@@ -341,7 +341,7 @@ where
                 State::Stale => return None,
                 State::Dead => {}
             }
-            if let Some(entry) = table.take(id, Leave::Other) {
+            if let Some(entry) = table.take(id) {
                 self.release(&entry);
                 at.shard.counters.expired.count();
                 gone.push((entry.key, entry.value, RemovalCause::Expired));

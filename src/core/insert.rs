@@ -10,7 +10,6 @@ use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::make_room::{AtOnce, NewEntry};
 use super::shard::{Forever, Try, Until, Wait};
-use super::table::policy::Leave;
 use super::table::{State, Ticket};
 use super::{Place, RemovalCause, ShardedCache};
 
@@ -238,7 +237,7 @@ where
         let entry = self.change(at.shard, wait, &mut notifier, |table, _| {
             let (id, entry) = table.find(at.hash, key)?;
             let alive = table.state(id, entry, now) == State::Fresh;
-            let entry = table.take(id, Leave::Other)?;
+            let entry = table.take(id)?;
             self.release(&entry);
             let counters = &at.shard.counters;
             if alive { &counters.removals } else { &counters.expired }.count();

@@ -30,7 +30,6 @@ use super::removal::{Gone, Notifier};
 use super::shard::{BITE, Shard, Try, Wait};
 use super::table::expiry::Life;
 use super::table::index::SlotHash;
-use super::table::policy::Leave;
 use super::table::{Entry, EvictReason, State, Table, Ticket};
 use super::{Place, RemovalCause, ShardedCache};
 
@@ -175,7 +174,7 @@ where
                     return AtOnce::Replaced;
                 }
                 // An expired entry of the same key is no update: it leaves, and gives its room.
-                if let Some(entry) = table.take(id, Leave::Other) {
+                if let Some(entry) = table.take(id) {
                     freed = Some(Usage::one(entry.weight));
                     counters.expired.count();
                     *gone = Some((entry.key, entry.value, RemovalCause::Expired));
@@ -306,7 +305,7 @@ where
         let old = found.filter(|&(_, alive, _)| alive);
         // An expired entry of the same key is no update: it leaves, and its room is the first taken.
         let expired = found.filter(|&(_, alive, _)| !alive);
-        if let Some(entry) = expired.and_then(|(id, ..)| table.take(id, Leave::Other)) {
+        if let Some(entry) = expired.and_then(|(id, ..)| table.take(id)) {
             put.reservation.take_over(Usage::one(entry.weight));
             counters.expired.count();
             gone.push((entry.key, entry.value, RemovalCause::Expired));

@@ -11,7 +11,6 @@ use super::shard::BITE;
 use super::shard::{Fair, Forever, Try, Until, Wait};
 use super::sweep::Step;
 use super::table::State;
-use super::table::policy::Leave;
 use super::{RemovalCause, ShardedCache};
 
 impl<K, V, S> ShardedCache<K, V, S> {
@@ -90,7 +89,7 @@ impl<K, V, S, F: FnMut(&K, &V) -> bool> Retain<'_, K, V, S, F> {
             }
             let mut freed = Usage::default();
             for (id, alive) in unwanted {
-                let Some(entry) = table.take(id, Leave::Other) else { continue };
+                let Some(entry) = table.take(id) else { continue };
                 freed += Usage::one(entry.weight);
                 let cause = if alive {
                     shard.counters.removals.count();

@@ -11,7 +11,6 @@ use super::clock::Stamp;
 use super::removal::Notifier;
 use super::shard::{BITE, Fair, Forever, Shard, Try, Until, Wait};
 use super::table::State;
-use super::table::policy::Leave;
 use super::{RemovalCause, ShardedCache};
 
 impl<K, V, S> ShardedCache<K, V, S> {
@@ -58,7 +57,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
         self.change(shard, Fair(wait), notifier, |table, gone| {
             let mut freed = Usage::default();
             while gone.len() < BITE {
-                let expired = table.expired(now).and_then(|id| table.take(id, Leave::Other));
+                let expired = table.expired(now).and_then(|id| table.take(id));
                 let Some(entry) = expired else { break };
                 shard.counters.expired.count();
                 freed += Usage::one(entry.weight);

@@ -12,7 +12,7 @@ use crate::error::{CacheError, ErrorKind};
 use crate::timer::Interval;
 use crate::vector::EmbeddingVector;
 
-use super::key::form::{ModelName, TenantName};
+use super::key::names::{ModelName, TenantName};
 use super::load::call::catching;
 use super::wait::Pace;
 use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
