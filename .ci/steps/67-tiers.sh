@@ -30,7 +30,7 @@ gate full
 gate size 120000
 
 # The second run over one text embeds nothing that the first has.
-cargo build --release -p embed-corpus
+cargo build --release -p embed-corpus --features disk,redis
 corpus=${CARGO_TARGET_DIR:-target}/release/embed-corpus
 out=$(mktemp -d)
 port=$((20000 + RANDOM % 20000))
