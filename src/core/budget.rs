@@ -14,10 +14,6 @@
 
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-/// How often an operation that finds all room reserved waits for those who have reserved it: some 20 ms
-/// in all.
-pub(super) const WAITS: u32 = 24;
-
 /// A counter and its maximum, on a cache line of their own.
 #[derive(Debug)]
 #[repr(align(128))]

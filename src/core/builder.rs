@@ -8,6 +8,7 @@ use crate::error::{CacheError, ErrorKind};
 use crate::hasher::DefaultHashBuilder;
 
 use super::clock::{Clock, Grace, Stamp, Time};
+use super::removal::Listener;
 use super::table::TableConfig;
 use super::table::expiry::Jitter;
 use super::table::policy::{EvictionPolicy, MemoryPressure};
@@ -26,7 +27,6 @@ const ENTRIES_PER_SHARD: usize = 256;
 const WEIGHT_PER_SHARD: u64 = 4 << 20;
 
 pub(super) type Measure<K, V> = Box<dyn Fn(&K, &V) -> u64 + Send + Sync>;
-pub(super) type Listener<K, V> = Box<dyn Fn(&K, &V, RemovalCause) + Send + Sync>;
 
 /// Configures and makes a [`ShardedCache`]; from [`ShardedCache::builder`].
 ///

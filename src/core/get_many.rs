@@ -8,18 +8,17 @@
 use std::hash::{BuildHasher, Hash};
 use std::hint::black_box;
 use std::ops::Deref;
-use std::time::Duration;
 
 use equivalent::Equivalent;
 use smallvec::SmallVec;
 
 use super::clock::Stamp;
 use super::hit_counters::Outcome;
-use super::shard::{Forever, Try, Until, Wait};
 use super::table::index::SlotHash;
 use super::table::policy::HitNote;
 use super::table::slots::SlotId;
 use super::table::{Entry, Slot, State, Table};
+use super::wait::{Forever, Wait};
 use super::{Place, ShardedCache};
 
 /// Keys of a batch that are taken together; see [`ShardedCache::get_many`]. With 64 a usual batch
@@ -29,7 +28,7 @@ pub(crate) const GROUP: usize = 64;
 
 /// The keys of a group, gone through more than once. An iterator, so that it may be over keys or
 /// over references to keys.
-trait Keys<'q, Q: ?Sized + 'q>: Iterator<Item = &'q Q> + Clone {}
+pub(crate) trait Keys<'q, Q: ?Sized + 'q>: Iterator<Item = &'q Q> + Clone {}
 impl<'q, Q: ?Sized + 'q, I: Iterator<Item = &'q Q> + Clone> Keys<'q, Q> for I {}
 
 impl<K, V, S> ShardedCache<K, V, S>
@@ -70,32 +69,17 @@ where
     }
 
     /// Looks up at most [`GROUP`] keys, each counted as by a `get`, and calls `push` with the answer
-    /// to each, in their order, with no lock held. Waits at most `wait` for all locks together, zero
-    /// tries each once; says whether they were had: if not, nothing was pushed and nothing counted.
-    pub(crate) fn get_group_slice<Q>(
-        &self,
-        keys: &[Q],
-        wait: Duration,
-        push: impl FnMut(Option<V>),
-    ) -> bool
-    where
-        Q: Hash + Equivalent<K>,
-    {
-        match wait {
-            Duration::ZERO => self.get_group(keys.iter(), Try, push),
-            wait => self.get_group(keys.iter(), Until::after(wait), push),
-        }
-    }
-
-    fn get_group<'q, Q, P>(
+    /// to each, in their order, with no lock held. Says whether the locks were had: if not, nothing was
+    /// pushed and nothing counted.
+    pub(crate) fn get_group<'q, Q, W>(
         &self,
         keys: impl Keys<'q, Q>,
-        wait: P,
+        wait: W,
         mut push: impl FnMut(Option<V>),
     ) -> bool
     where
         Q: Hash + Equivalent<K> + ?Sized + 'q,
-        P: Wait,
+        W: Wait,
     {
         let fresh_beyond = self.fresh_beyond_for_reading();
         let mut seats: SmallVec<[Seat<'_, K, V>; GROUP]> =
@@ -200,17 +184,17 @@ where
     /// shard under one lock hold, and to look again for what was seen expired.
     #[cold]
     #[inline(never)]
-    fn finish<'q, Q, P>(
+    fn finish<'q, Q, W>(
         &self,
         keys: impl Keys<'q, Q>,
         seats: &[Seat<'_, K, V>],
         now: Stamp,
         Left { mut unnoted, expired }: Left,
         answers: &mut [Option<V>],
-        wait: P,
+        wait: W,
     ) where
         Q: Hash + Equivalent<K> + ?Sized + 'q,
-        P: Wait,
+        W: Wait,
     {
         while unnoted != 0 {
             let first = &seats[unnoted.trailing_zeros() as usize];
@@ -226,7 +210,7 @@ where
         for (place, key) in keys.enumerate() {
             if expired & 1 << place != 0 {
                 // A deadline that runs out for an expired entry makes it a miss.
-                answers[place] = self.get_expired(key, now, wait);
+                answers[place] = self.lookup_dead(key, now, wait);
             }
         }
     }

@@ -41,16 +41,15 @@
 //! An epoch that is read after the addition (acquire) belongs to a loader who sees everything that
 //! the invalidating thread had done before (release), so the source as it is now.
 
-use std::time::Duration;
-
 use crate::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use super::ShardedCache;
-use super::insert::Condition;
+use super::make_room::Condition;
 use super::removal::{Gone, Leaving, Notifier};
-use super::shard::{Fair, Forever, Shard, Try, Until, Wait};
-use super::sweep::Step;
+use super::shard::{Shard, Unlock};
+use super::sweep::{Stepwise, drive};
 use super::table::Table;
+use super::wait::Wait;
 
 impl<K, V, S> ShardedCache<K, V, S> {
     /// Removes everything that was stored before, and returns how many entries it removed.
@@ -72,13 +71,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn invalidate_all(&self) -> usize {
-        let mut invalidation = self.start_invalidation();
-        let mut removed = 0;
-        while let Step::Removed(entries) = invalidation.step(Forever) {
-            removed += entries;
-        }
-        invalidation.end();
-        removed
+        drive(self.start_invalidation())
     }
 
     /// Removes everything: [`invalidate_all`](Self::invalidate_all) without the number.
@@ -140,12 +133,15 @@ impl<K, V, S> ShardedCache<K, V, S> {
 
     /// Invalidates everything in an instant, and returns the sweep that gives memory back, which the
     /// caller takes step by step.
-    pub(crate) fn start_invalidation(&self) -> Invalidation<'_, K, V, S> {
+    pub(crate) fn start_invalidation(&self) -> impl Stepwise<Output = usize> + use<'_, K, V, S> {
         self.begin_invalidation();
         // Release: see the head of this file, case 4.
         let generation = self.generation.fetch_add(1, AcqRel) + 1;
-        let notifier = self.notifier().of_generation(generation);
-        Invalidation { cache: self, notifier, shard: 0 }
+        // To have the lock is all there is to do: `change` exchanges the table.
+        let renewed = |_: &Shard<K, V>, _: &mut Table<K, V>, gone: &mut Gone<K, V>, _| {
+            (gone.outdated(), false)
+        };
+        self.sweep(self.notifier().of_generation(generation), renewed).reclaiming()
     }
 
     /// Whether `table`, whose lock is held, is of the current generation. If not it counts as empty.
@@ -160,16 +156,17 @@ impl<K, V, S> ShardedCache<K, V, S> {
     ///
     /// No second lock may be taken inside, and nothing may be dropped there whose drop is the
     /// caller's code.
-    pub(super) fn change<P: Wait, R>(
+    pub(super) fn change<W: Wait, R>(
         &self,
         shard: &Shard<K, V>,
-        wait: P,
+        wait: W,
+        unlock: Unlock,
         notifier: &mut Notifier<'_, K, V>,
         change: impl FnOnce(&mut Table<K, V>, &mut Gone<K, V>) -> R,
     ) -> Option<R> {
         let mut leaving = Leaving::new(notifier);
         let gone = &mut leaving.gone;
-        shard.write(wait, |table| {
+        shard.write(wait, unlock, |table| {
             // Acquire: see the head of this file, case 4.
             let generation = self.generation.load(Acquire);
             if table.generation() != generation {
@@ -201,47 +198,10 @@ where
         let condition = Condition { epoch, superseded: None };
         let options =
             super::InsertOptions { condition: Some(condition), ..super::InsertOptions::default() };
-        match self.insert_uncounted(&mut Some((key, value)), options, Forever) {
+        match self.insert_with(&mut Some((key, value)), options, super::wait::Forever) {
             Ok(()) => true,
             Err(error) if error.is_superseded() => false,
             Err(error) => panic!("{error}"),
         }
-    }
-}
-
-/// The sweep behind an invalidation of everything, from [`ShardedCache::start_invalidation`].
-/// Between two steps nothing is locked. Dropped before its end it has invalidated everything all the
-/// same; memory then comes back when somebody writes.
-pub(crate) struct Invalidation<'a, K, V, S> {
-    cache: &'a ShardedCache<K, V, S>,
-    notifier: Notifier<'a, K, V>,
-    shard: usize,
-}
-
-impl<K, V, S> Invalidation<'_, K, V, S> {
-    /// Goes through one shard, or, after the last, drops one bite; waits at most `wait` for a lock,
-    /// zero tries once.
-    pub(crate) fn step_slice(&mut self, wait: Duration) -> Step {
-        match wait {
-            Duration::ZERO => self.step(Try),
-            wait => self.step(Until::after(wait)),
-        }
-    }
-
-    fn step<P: Wait>(&mut self, wait: P) -> Step {
-        let Some(shard) = self.cache.shards.get(self.shard) else {
-            let more = self.notifier.reclaim_bite();
-            return if more { Step::Removed(0) } else { Step::Done };
-        };
-        let renewed = |_: &mut Table<K, V>, gone: &mut Gone<K, V>| gone.outdated();
-        let removed = self.cache.change(shard, Fair(wait), &mut self.notifier, renewed);
-        let Some(removed) = removed else { return Step::Locked };
-        self.shard += 1;
-        Step::Removed(removed)
-    }
-
-    /// When all is done: goes on with the panic of the listener, if there was one.
-    pub(crate) fn end(self) {
-        self.notifier.end();
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! What lives here knows nothing of embeddings or of tokio. The face is [`ShardedCache`]; its
 //! methods are in files by what they do to the locks: [`get`] and [`get_many`], [`insert`] (with
-//! [`make_room`]) and [`insert_many`], [`sweep`], [`retain`], [`invalidate`]. Below it a [`shard`] is
-//! one lock around one [`table`]. The [`budget`] is one for all shards. What leaves goes to
-//! [`removal`].
+//! [`make_room`]) and [`insert_many`], [`sweep`], [`invalidate`]. How long each may [`wait`] for a lock
+//! is a parameter. Below it a [`shard`] is one lock around one [`table`]. The [`budget`] is one for all
+//! shards. What leaves goes to [`removal`].
 
 mod budget;
 mod builder;
@@ -15,17 +15,16 @@ mod get;
 mod get_many;
 mod hit_counters;
 mod insert;
-mod insert_free;
 mod insert_many;
 mod invalidate;
 mod make_room;
 mod removal;
-mod retain;
 mod shard;
 mod sweep;
 mod table;
 #[cfg(all(test, not(shuttle)))]
 mod tests;
+mod wait;
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
@@ -41,20 +40,21 @@ pub use builder::ShardedCacheBuilder;
 pub use clock::Clock;
 pub use counters::ShardStats;
 pub(crate) use export::{ExportIter, Exported};
-pub(crate) use insert::{Condition, InsertOptions};
+pub(crate) use make_room::{CONTENDED, Condition, InsertOptions};
 pub use sweep::Iter;
-pub(crate) use sweep::Step;
+pub(crate) use sweep::{Step, Stepwise};
 pub use table::policy::{EvictionPolicy, MemoryPressure};
-pub(crate) use {get::Lookup, get_many::GROUP, insert_many::Progress};
+pub(crate) use wait::{Forever, Try, Until, Wait};
+pub(crate) use {get::Lookup, get_many::GROUP};
 
 use budget::{Budget, Usage};
-use builder::{Listener, Measure, entries_for};
+use builder::{Measure, entries_for};
 use clock::{Stamp, Time};
 use hit_counters::HitCounters;
-use removal::{Notifier, Removals};
-use shard::{Forever, Shard};
+use removal::{Listener, Notifier, Removals};
+use shard::Shard;
+use table::TableConfig;
 use table::index::SlotHash;
-use table::{Entry, TableConfig};
 
 /// The longest time-to-live: 292 years.
 pub(crate) const LONGEST_TIME_TO_LIVE: Duration = Stamp::LONGEST;
@@ -376,12 +376,6 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// For what leaves in one operation.
     pub(crate) fn notifier(&self) -> Notifier<'_, K, V> {
         Notifier::new(&self.removals)
-    }
-
-    /// Gives back the room of an entry that has left its shard. Still under the lock: a writer that
-    /// comes next must not evict for want of room that nobody holds.
-    fn release(&self, entry: &Entry<K, V>) {
-        self.budget.release(Usage::one(entry.weight));
     }
 
     /// Panics unless every shard and the budget agree. Takes the locks one after the other and goes

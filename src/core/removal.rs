@@ -27,9 +27,14 @@ use crate::sync::{Mutex, ThreadId, thread_id};
 
 use super::RemovalCause;
 use super::budget::Usage;
-use super::builder::Listener;
+use super::counters::Counters;
 use super::shard::BITE;
+use super::table::policy::Leave;
+use super::table::slots::SlotId;
 use super::table::{Entries, Table};
+
+/// What is told of every entry that leaves.
+pub(super) type Listener<K, V> = Box<dyn Fn(&K, &V, RemovalCause) + Send + Sync>;
 
 /// An entry that has left, and why.
 pub(super) type Removed<K, V> = (K, V, RemovalCause);
@@ -210,7 +215,38 @@ pub(super) struct Gone<K, V> {
     outdated: Option<Table<K, V>>,
 }
 
+impl<K, V> Default for Gone<K, V> {
+    #[inline]
+    fn default() -> Self {
+        Self { entries: SmallVec::new(), outdated: None }
+    }
+}
+
 impl<K, V> Gone<K, V> {
+    /// Takes an entry out of `table` and counts it. Returns its room, which it still takes.
+    pub(super) fn take_out(
+        &mut self,
+        counters: &Counters,
+        table: &mut Table<K, V>,
+        id: SlotId,
+        cause: RemovalCause,
+    ) -> Usage {
+        let Some(entry) = table.take(id, Leave::Other) else { return Usage::default() };
+        counters.count_removal(cause);
+        self.push((entry.key, entry.value, cause));
+        Usage::one(entry.weight)
+    }
+
+    /// Adds what was replaced.
+    pub(super) fn extend(&mut self, entries: impl IntoIterator<Item = Removed<K, V>>) {
+        self.entries.extend(entries);
+    }
+
+    /// What has left one by one.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = Removed<K, V>> {
+        self.entries.drain(..)
+    }
+
     /// Adds one entry.
     pub(super) fn push(&mut self, entry: Removed<K, V>) {
         self.entries.push(entry);
