@@ -79,6 +79,7 @@ impl Counters {
     }
 
     /// Counts an entry that left to make room under `limit`, and says how that is called.
+    #[inline]
     pub(super) fn count_eviction(&self, reason: EvictReason, limit: Limit) -> RemovalCause {
         let cause = match (reason, limit) {
             (EvictReason::Expired, _) => RemovalCause::Expired,

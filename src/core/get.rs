@@ -253,24 +253,28 @@ where
             return Some(Some(value));
         }
         let now = fresh_beyond.minus(self.config.table_config.grace);
-        let state = table.state(id, entry, now);
-        let fresh = (state == State::Fresh).then(|| entry.value.clone());
-        let note = if fresh.is_some() {
-            table.note_use(id, now);
-            table.hit(id, entry)
-        } else {
-            HitNote::Taken
-        };
-        drop(table);
-        if state == State::Dead {
-            return Some(self.lookup_dead(key, now, wait));
+        match table.state(id, entry, now) {
+            State::Fresh => {
+                let value = entry.value.clone();
+                table.note_use(id, now);
+                let note = table.hit(id, entry);
+                drop(table);
+                self.hit_counters.count(at.number, Outcome::Hit);
+                if note == HitNote::Full {
+                    self.note_hit(key, wait);
+                }
+                Some(Some(value))
+            }
+            State::Stale => {
+                drop(table);
+                self.hit_counters.count(at.number, Outcome::Miss);
+                Some(None)
+            }
+            State::Dead => {
+                drop(table);
+                Some(self.lookup_dead(key, now, wait))
+            }
         }
-        let outcome = if fresh.is_some() { Outcome::Hit } else { Outcome::Miss };
-        self.hit_counters.count(at.number, outcome);
-        if note == HitNote::Full {
-            self.note_hit(key, wait);
-        }
-        Some(fresh)
     }
 
     /// The entry of `key`, alive or not, in a table whose lock is held.

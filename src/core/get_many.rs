@@ -240,7 +240,7 @@ struct Look<'t, K, V> {
 
 impl<'t, K, V> Look<'t, K, V> {
     /// As [`Table::find`].
-    #[inline(always)]
+    #[inline]
     fn find<Q>(&self, hash: SlotHash, key: &Q) -> Option<(SlotId, &'t Entry<K, V>)>
     where
         Q: Equivalent<K> + ?Sized,

@@ -1,6 +1,7 @@
 //! Operations that write one key; how room is made for it is in [`make_room`](super::make_room).
 
 use std::hash::{BuildHasher, Hash};
+use std::mem;
 use std::time::Duration;
 
 use equivalent::Equivalent;
@@ -8,7 +9,7 @@ use equivalent::Equivalent;
 use crate::error::{CacheError, InsertError};
 use crate::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use super::budget::Usage;
+use super::budget::{Reservation, Usage};
 use super::make_room::{Attempt, InsertOptions, Put, Stored};
 use super::removal::Gone;
 use super::shard::Unlock;
@@ -312,19 +313,24 @@ where
         wait: W,
     ) -> Result<(), CacheError> {
         let Some((key, value)) = &*entry else { unreachable!("an insert has an entry") };
-        let mut put = self.begin_insert(key, value, options)?;
+        let put = self.begin_insert(key, value, options);
+        self.admit(&put)?;
+        let mut reservation = Reservation::new(&self.budget);
         let mut gone = Gone::default();
-        let shard = put.at.shard;
         // Not by `change`: nearly always nothing is left to do after this lock hold but to drop what
         // is gone, and that needs no notifier.
-        let first = shard.write(wait, Unlock::Plain, |table| {
+        let first = put.at.shard.write(wait, Unlock::Plain, |table| {
             // Acquire: see the head of `invalidate.rs`, case 4. `change` renews an outdated table.
             let is_current = table.generation() == self.generation.load(Acquire);
-            is_current.then(|| self.insert_locked(&mut put, table, entry, &mut gone))
+            is_current.then(|| self.insert_locked(&put, &mut reservation, table, entry, &mut gone))
         });
         match first.flatten() {
-            Some(Ok(_)) if self.removals.is_idle() => Ok(()),
-            first => self.finish_insert(&mut put, first, entry, &mut gone, wait),
+            Some(Ok(_)) if self.removals.is_idle() => {
+                // Empty again.
+                mem::forget(reservation);
+                Ok(())
+            }
+            first => self.finish_insert(put, reservation, first, entry, gone, wait),
         }
     }
 
@@ -334,17 +340,17 @@ where
     #[inline(never)]
     fn finish_insert<W: Wait>(
         &self,
-        put: &mut Put<'_, K, V>,
+        mut put: Put<'_, K, V>,
+        reservation: Reservation<'_>,
         first: Option<Attempt>,
         entry: &mut Option<(K, V)>,
-        gone: &mut Gone<K, V>,
+        mut gone: Gone<K, V>,
         wait: W,
     ) -> Result<(), CacheError> {
         let mut notifier = self.notifier();
         let first = first.map(|attempt| (attempt, !gone.is_empty()));
         notifier.dispose_all(gone.drain());
-        let stored = self.insert_retrying(put, first, entry, &mut notifier, wait);
-        put.reset();
+        let stored = self.insert_retrying(&mut put, reservation, first, entry, &mut notifier, wait);
         if matches!(stored, Ok(Stored::Replaced))
             && let Some((key, value)) = entry.take()
         {

@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use crate::error::{CacheError, ErrorKind, InsertError};
 
+use super::budget::Reservation;
 use super::clock::Stamp;
 use super::get_many::GROUP;
 use super::make_room::{CONTENDED, InsertOptions, Put, Stored};
@@ -98,8 +99,9 @@ impl<'a, K, V> Pending<'a, K, V> {
         K: Hash + Eq,
         S: BuildHasher,
     {
-        match cache.begin_insert(&key, &value, options) {
-            Ok(put) => Self::Entry(put, Some((key, value))),
+        let put = cache.begin_insert(&key, &value, options);
+        match cache.admit(&put) {
+            Ok(()) => Self::Entry(put, Some((key, value))),
             Err(kind) => {
                 let error = CacheError::from(kind);
                 cache.count_refusal(&key, &error);
@@ -216,12 +218,13 @@ where
         let moment = notifier.catch(|| cache.now_for_writing());
         let mut done = *next;
         let stored = notifier.catch_all(|notifier| {
+            let mut reservation = Reservation::new(&cache.budget);
             cache.change(shard, wait, Unlock::Plain, notifier, |table, gone| {
                 for &place in &order[*next..end] {
                     let Pending::Entry(put, entry) = &mut group[usize::from(place)] else { break };
                     stamp(put, moment);
                     let stored = gone.len() < BITE
-                        && match cache.insert_locked(put, table, entry, gone) {
+                        && match cache.insert_again(put, &mut reservation, table, entry, gone) {
                             Ok(Stored::Inserted) => true,
                             Ok(Stored::Replaced) => {
                                 let replaced = entry.take();
@@ -231,12 +234,12 @@ where
                             Err(_) => false,
                         };
                     if !stored {
-                        // The last of a bite may have made room and then wait: it keeps none.
-                        put.reset();
                         break;
                     }
                     done += 1;
                 }
+                // The last of a bite may have made room and then wait: it keeps none.
+                reservation.release();
             })
         });
         match stored {
@@ -261,9 +264,10 @@ where
             unreachable!("what is refused has no place in the order")
         };
         stamp(put, notifier.catch(|| cache.now_for_writing()));
-        let outcome =
-            notifier.catch_all(|notifier| cache.insert_retrying(put, None, entry, notifier, wait));
-        put.reset();
+        let outcome = notifier.catch_all(|notifier| {
+            let reservation = Reservation::new(&cache.budget);
+            cache.insert_retrying(put, reservation, None, entry, notifier, wait)
+        });
         match outcome {
             Some(Ok(_)) => {
                 if let Some((key, value)) = entry.take() {

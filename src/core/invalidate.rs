@@ -138,9 +138,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
         // Release: see the head of this file, case 4.
         let generation = self.generation.fetch_add(1, AcqRel) + 1;
         // To have the lock is all there is to do: `change` exchanges the table.
-        let renewed = |_: &Shard<K, V>, _: &mut Table<K, V>, gone: &mut Gone<K, V>, _| {
-            (gone.outdated(), false)
-        };
+        let renewed =
+            |_: &Shard<K, V>, _: &mut Table<K, V>, gone: &mut Gone<K, V>, _| (gone.outdated, false);
         self.sweep(self.notifier().of_generation(generation), renewed).reclaiming()
     }
 
@@ -165,17 +164,11 @@ impl<K, V, S> ShardedCache<K, V, S> {
         change: impl FnOnce(&mut Table<K, V>, &mut Gone<K, V>) -> R,
     ) -> Option<R> {
         let mut leaving = Leaving::new(notifier);
-        let gone = &mut leaving.gone;
         shard.write(wait, unlock, |table| {
             // Acquire: see the head of this file, case 4.
             let generation = self.generation.load(Acquire);
-            if table.generation() != generation {
-                shard.counters.removals.add(table.held().entries);
-                self.removals.expect(table.held());
-                self.budget.release(table.held());
-                gone.push_outdated(table.renew(generation));
-            }
-            change(table, gone)
+            leaving.renew(table, generation, &shard.counters, &self.budget);
+            change(table, &mut leaving.gone)
         })
     }
 }

@@ -29,7 +29,7 @@ use super::shard::{BITE, Shard, Unlock};
 use super::table::expiry::Life;
 use super::table::index::SlotHash;
 use super::table::slots::SlotId;
-use super::table::{Entry, State, Table, Ticket};
+use super::table::{Entry, EvictReason, State, Table, Ticket};
 use super::wait::{Until, Wait};
 use super::{Place, RemovalCause, ShardedCache};
 
@@ -62,24 +62,13 @@ pub(crate) struct Condition<'a> {
     pub(crate) superseded: Option<&'a AtomicBool>,
 }
 
-/// A put on its way.
+/// A put on its way, but for the entry itself, which stays where it is, and the room that it holds.
 pub(super) struct Put<'a, K, V> {
     pub(super) at: Place<'a, K, V>,
     pub(super) ticket: Ticket,
     options: InsertOptions<'a>,
-    reservation: Reservation<'a>,
-    /// What the reservation must cover, as the last try found.
-    need: Usage,
     /// Whether shards that hold less than their share must give as well.
     desperate: bool,
-}
-
-impl<K, V> Put<'_, K, V> {
-    /// Gives back what it holds; it can begin anew.
-    pub(super) fn reset(&mut self) {
-        self.reservation.release();
-        self.desperate = false;
-    }
 }
 
 /// How an entry was stored.
@@ -93,8 +82,8 @@ pub(super) enum Stored {
 /// What stands in the way of a put under the lock of its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NeedsRoom {
-    /// It needs more than could be freed there: may be tried again.
-    NoRoom,
+    /// It needs this much, more than could be freed there: may be tried again.
+    NoRoom(Usage),
     /// Something newer came since its value was loaded.
     Superseded,
 }
@@ -102,35 +91,56 @@ pub(super) enum NeedsRoom {
 /// What one lock hold came to.
 pub(super) type Attempt = Result<Stored, NeedsRoom>;
 
+/// Counts an entry that has left for a put, whose room goes to that.
+#[inline]
+fn take_victim<K, V>(
+    reservation: &mut Reservation<'_>,
+    shard: &Shard<K, V>,
+    entry: Entry<K, V>,
+    reason: EvictReason,
+    limit: Limit,
+    gone: &mut Gone<K, V>,
+) {
+    reservation.take_over(Usage::one(entry.weight));
+    gone.push((entry.key, entry.value, shard.counters.count_eviction(reason, limit)));
+}
+
 impl<K, V, S> ShardedCache<K, V, S>
 where
     K: Hash + Eq,
     S: BuildHasher,
 {
-    /// Weighs an entry, refuses what can never be stored, and takes the time.
+    /// Weighs an entry and takes the time. To be [admitted](Self::admit) before it is stored.
+    // Always: a call returns the put through memory, a tenth of a replacement.
     #[inline(always)]
     pub(super) fn begin_insert<'a>(
         &'a self,
         key: &K,
         value: &V,
         options: InsertOptions<'a>,
-    ) -> Result<Put<'a, K, V>, ErrorKind> {
+    ) -> Put<'a, K, V> {
         let at = self.place(key);
         let mut life = Life::Default;
-        if let Some(ttl) = options.time_to_live {
-            self.check_ttl(ttl)?;
+        if options.time_to_live.is_some() {
             life = Life::Own;
             // Before the entry can expire: see the field.
             self.may_expire.store(true, Relaxed);
         }
         let weight = self.config.weigher.as_ref().map_or(0, |weigh| weigh(key, value));
-        self.can_ever_fit(weight)?;
         let size = self.config.size.as_ref().map_or(weight, |size| size(key, value));
         let (now, written) = self.now_for_writing();
         let span = self.span(options.time_to_live, at.hash);
         let ticket = Ticket { hash: at.hash, weight, size, span, life, now, written };
-        let reservation = Reservation::new(&self.budget);
-        Ok(Put { at, ticket, options, reservation, need: Usage::default(), desperate: false })
+        Put { at, ticket, options, desperate: false }
+    }
+
+    /// Refuses what can never be stored.
+    #[inline]
+    pub(super) fn admit(&self, put: &Put<'_, K, V>) -> Result<(), ErrorKind> {
+        if let Some(ttl) = put.options.time_to_live {
+            self.check_ttl(ttl)?;
+        }
+        self.can_ever_fit(put.ticket.weight)
     }
 
     /// Refuses a time-to-live that no sum of moments can hold together with the grace.
@@ -161,79 +171,111 @@ where
     }
 
     /// Under the write lock of the key's own shard: makes room and stores the entry, or says what
-    /// stands in the way.
-    #[inline]
+    /// stands in the way. Where it stores it, a reservation that was empty is so again.
+    // Always: a call passes what is known of the entry through memory, a tenth of a replacement.
+    #[inline(always)]
     pub(super) fn insert_locked(
         &self,
-        put: &mut Put<'_, K, V>,
+        put: &Put<'_, K, V>,
+        reservation: &mut Reservation<'_>,
         table: &mut Table<K, V>,
         entry: &mut Option<(K, V)>,
         gone: &mut Gone<K, V>,
     ) -> Attempt {
         let Some((key, value)) = entry else { unreachable!("what is stored is not tried again") };
         let (shard, ticket) = (put.at.shard, put.ticket);
-        if put.options.condition.is_some() && self.is_superseded(put, table, key) {
+        if let Some(condition) = put.options.condition
+            && self.is_superseded(condition, ticket.hash, ticket.now, table, key)
+        {
             return Err(NeedsRoom::Superseded);
         }
         let mut old = None;
-        put.need = Usage::one(ticket.weight);
+        let mut need = Usage::one(ticket.weight);
         if let Some((id, found)) = table.find(ticket.hash, key) {
             if table.is_dead(id, found, ticket.now) {
                 // No update: it leaves, and its room is the first that is taken.
                 let freed = gone.take_out(&shard.counters, table, id, RemovalCause::Expired);
-                put.reservation.take_over(freed);
+                reservation.take_over(freed);
             } else {
                 old = Some(id);
-                let more = ticket.weight.saturating_sub(found.weight);
-                put.need = Usage { entries: 0, weight: more };
+                need = Usage { entries: 0, weight: ticket.weight.saturating_sub(found.weight) };
             }
         }
-        if !self.evict_until(put, shard, table, old, gone) {
-            return Err(NeedsRoom::NoRoom);
+        if need != Usage::default()
+            && !self.evict_until(put, reservation, need, shard, table, old, gone)
+        {
+            return Err(NeedsRoom::NoRoom(need));
         }
         let stored = if let Some(id) = old {
             let old = table.replace(id, value, ticket);
-            put.reservation.take_over(Usage { entries: 0, weight: old });
-            put.reservation.spend(Usage { entries: 0, weight: ticket.weight });
+            if ticket.weight != old {
+                reservation.take_over(Usage { entries: 0, weight: old });
+                reservation.spend(Usage { entries: 0, weight: ticket.weight });
+                reservation.release();
+            }
             shard.counters.count_removal(RemovalCause::Replaced);
             Stored::Replaced
         } else {
             if table.is_full() {
                 // Four billion entries in one shard: one of them gives its slot.
-                put.desperate = true;
-                if !self.evict_one(put, shard, table, Limit::Entries, None, gone) {
-                    return Err(NeedsRoom::NoRoom);
-                }
+                let Some((entry, reason)) = table.evict_one(Limit::Entries, ticket.now, None, true)
+                else {
+                    return Err(NeedsRoom::NoRoom(need));
+                };
+                take_victim(reservation, shard, entry, reason, Limit::Entries, gone);
             }
             let Some((key, value)) = entry.take() else { unreachable!("it is there, see above") };
             table.insert(key, value, ticket);
-            put.reservation.spend(put.need);
+            reservation.spend(need);
+            reservation.release();
             shard.counters.insertions.count();
             Stored::Inserted
         };
-        // Under the lock still, and before the listener is called: what is left belongs to whoever
-        // comes next.
-        put.reservation.release();
         Ok(stored)
+    }
+
+    /// [`insert_locked`](Self::insert_locked) for all tries but the first of a put.
+    #[inline(never)]
+    pub(super) fn insert_again(
+        &self,
+        put: &Put<'_, K, V>,
+        reservation: &mut Reservation<'_>,
+        table: &mut Table<K, V>,
+        entry: &mut Option<(K, V)>,
+        gone: &mut Gone<K, V>,
+    ) -> Attempt {
+        let attempt = self.insert_locked(put, reservation, table, entry, gone);
+        if attempt.is_ok() {
+            // What an earlier try has left in it belongs to the writer that comes next: under the lock
+            // still, and before the listener is called.
+            reservation.release();
+        }
+        attempt
     }
 
     /// Whether something newer came than what is to be stored. Before room is made: an entry that is
     /// not to be stored evicts nothing. An invalidation that begins after this has its sweep come to
     /// this shard after this lock hold.
     #[inline(never)]
-    fn is_superseded(&self, put: &Put<'_, K, V>, table: &Table<K, V>, key: &K) -> bool {
-        let Some(condition) = put.options.condition else { return false };
-        let is_fresh = |(id, entry)| table.state(id, entry, put.ticket.now) == State::Fresh;
+    fn is_superseded(
+        &self,
+        condition: Condition<'_>,
+        hash: SlotHash,
+        now: Stamp,
+        table: &Table<K, V>,
+        key: &K,
+    ) -> bool {
+        let is_fresh = |(id, entry)| table.state(id, entry, now) == State::Fresh;
         self.is_past(condition)
-            || condition.superseded.is_some()
-                && table.find(put.ticket.hash, key).is_some_and(is_fresh)
+            || condition.superseded.is_some() && table.find(hash, key).is_some_and(is_fresh)
     }
 
-    /// Stores an entry that `first` has not stored, and says whether something left for it; round after
-    /// round until there is room.
+    /// Stores an entry, round after round until there is room. `first` is what a try before this came
+    /// to, and whether anything left for it.
     pub(super) fn insert_retrying<W: Wait>(
         &self,
         put: &mut Put<'_, K, V>,
+        mut reservation: Reservation<'_>,
         mut first: Option<(Attempt, bool)>,
         entry: &mut Option<(K, V)>,
         notifier: &mut Notifier<'_, K, V>,
@@ -241,29 +283,31 @@ where
     ) -> Result<Stored, ErrorKind> {
         let (shard, weight) = (put.at.shard, put.ticket.weight);
         let contended = |rounds| ErrorKind::Contended { weight, limit: self.max_weight(), rounds };
+        put.desperate = false;
         // Every round but the waiting ones frees something, most of them a whole bite.
         let most = WAITS + 64 + u32::try_from(self.len() / (BITE / 2)).unwrap_or(u32::MAX / 2);
         let mut waits = 0;
         for rounds in 1..=most {
             let attempt = first.take().or_else(|| {
                 self.change(shard, wait, Unlock::Plain, notifier, |table, gone| {
-                    (self.insert_locked(put, table, entry, gone), !gone.is_empty())
+                    let attempt = self.insert_again(put, &mut reservation, table, entry, gone);
+                    (attempt, !gone.is_empty())
                 })
             });
-            let freed = match attempt {
+            let (need, freed) = match attempt {
                 None => {
                     return Err(ErrorKind::Timeout { operation: "insert", waited: wait.given() });
                 }
                 Some((Ok(stored), _)) => return Ok(stored),
                 Some((Err(NeedsRoom::Superseded), _)) => return Err(ErrorKind::Superseded),
-                Some((Err(NeedsRoom::NoRoom), freed)) => freed,
+                Some((Err(NeedsRoom::NoRoom(need)), freed)) => (need, freed),
             };
             if put.options.only_free_room {
                 return Err(contended(rounds));
             }
             // The limits may have been lowered since the put began.
             self.can_ever_fit(weight)?;
-            if self.take_elsewhere(put, notifier, wait) || freed {
+            if self.take_elsewhere(put, &mut reservation, need, notifier, wait) || freed {
                 continue;
             }
             if !put.desperate {
@@ -274,59 +318,47 @@ where
                 return Err(contended(rounds));
             }
             waits += 1;
-            put.reservation.release();
+            reservation.release();
             wait.back_off(waits);
         }
         Err(contended(most))
     }
 
     /// Under the write lock of `shard`: lets entries leave, at most [`BITE`] in one lock hold, until
-    /// the reservation covers the need. Says whether it does.
-    #[inline]
+    /// the reservation covers `need`. Says whether it does.
+    // Always: as `insert_locked`.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
     fn evict_until(
         &self,
-        put: &mut Put<'_, K, V>,
+        put: &Put<'_, K, V>,
+        reservation: &mut Reservation<'_>,
+        need: Usage,
         shard: &Shard<K, V>,
         table: &mut Table<K, V>,
         keep: Option<SlotId>,
         gone: &mut Gone<K, V>,
     ) -> bool {
-        while let Err(limit) = put.reservation.cover(put.need) {
-            if put.options.only_free_room
-                || gone.len() >= BITE
-                || !self.evict_one(put, shard, table, limit, keep, gone)
-            {
+        while let Err(limit) = reservation.cover(need) {
+            if put.options.only_free_room || gone.len() >= BITE {
                 return false;
             }
+            let may_evict = put.desperate || self.has_its_share(table.held(), limit);
+            let victim = table.evict_one(limit, put.ticket.now, keep, may_evict);
+            let Some((entry, reason)) = victim else { return false };
+            take_victim(reservation, shard, entry, reason, limit, gone);
         }
         true
     }
 
-    /// Lets an entry leave for this put, counts it, and takes over its room; says whether one could.
-    #[inline]
-    fn evict_one(
-        &self,
-        put: &mut Put<'_, K, V>,
-        shard: &Shard<K, V>,
-        table: &mut Table<K, V>,
-        limit: Limit,
-        keep: Option<SlotId>,
-        gone: &mut Gone<K, V>,
-    ) -> bool {
-        let may_evict = put.desperate || self.has_its_share(table.held(), limit);
-        let victim = table.evict_one(limit, put.ticket.now, keep, may_evict);
-        let Some((Entry { key, value, weight, .. }, reason)) = victim else { return false };
-        put.reservation.take_over(Usage::one(weight));
-        gone.push((key, value, shard.counters.count_eviction(reason, limit)));
-        true
-    }
-
-    /// With no lock held: takes room from other shards, and says whether anything was freed. Each
+    /// With no lock held: takes room for `need` from other shards, and says whether anything was freed. Each
     /// shard's lock is tried once; if `desperate` it is waited for briefly, as readers that follow one
     /// another would keep a mere try out for ever.
     fn take_elsewhere<W: Wait>(
         &self,
-        put: &mut Put<'_, K, V>,
+        put: &Put<'_, K, V>,
+        reservation: &mut Reservation<'_>,
+        need: Usage,
         notifier: &mut Notifier<'_, K, V>,
         wait: W,
     ) -> bool {
@@ -341,7 +373,8 @@ where
             }
             let wait = if put.desperate { wait.brief() } else { Until::after(Duration::ZERO) };
             let taken = self.change(shard, wait, Unlock::Plain, notifier, |table, gone| {
-                (self.evict_until(put, shard, table, None, gone), !gone.is_empty())
+                let covered = self.evict_until(put, reservation, need, shard, table, None, gone);
+                (covered, !gone.is_empty())
             });
             let Some((covered, some)) = taken else { continue };
             if covered {

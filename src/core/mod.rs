@@ -114,7 +114,8 @@ pub struct EntryInfo {
 ///
 /// No caller's code runs, and no value is dropped, while the lock of a shard is held, apart from
 /// `Hash` and `Eq` of the key, `Clone` of the value, and what says so in its documentation
-/// ([`retain`](Self::retain), [`invalidate_if`](Self::invalidate_if), [`iter`](Self::iter)). A value
+/// ([`retain`](Self::retain), [`invalidate_if`](Self::invalidate_if), [`remove_if`](Self::remove_if),
+/// [`iter`](Self::iter)). A value
 /// whose `Clone`, or a key whose `Eq`, uses the same cache deadlocks. A listener, and a drop, may use
 /// it; where there is no listener, a drop that makes another entry leave drops that one inside itself.
 ///

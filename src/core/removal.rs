@@ -26,7 +26,7 @@ use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use crate::sync::{Mutex, ThreadId, thread_id};
 
 use super::RemovalCause;
-use super::budget::Usage;
+use super::budget::{Budget, Usage};
 use super::counters::Counters;
 use super::shard::BITE;
 use super::table::policy::Leave;
@@ -113,7 +113,7 @@ impl<K, V> Removals<K, V> {
     }
 
     /// Counts a table that is about to be handed over, before its room is given to others.
-    pub(super) fn expect(&self, held: Usage) {
+    fn expect(&self, held: Usage) {
         self.entries.fetch_add(held.entries, Relaxed);
         self.weight.fetch_add(held.weight, Relaxed);
     }
@@ -211,14 +211,14 @@ impl Drop for Inside {
 /// What has left a shard under one lock hold. Usually one entry.
 pub(super) struct Gone<K, V> {
     entries: Batch<K, V>,
-    /// A whole table that an invalidation had outdated.
-    outdated: Option<Table<K, V>>,
+    /// How many stood in the table that was found outdated when the lock was had.
+    pub(super) outdated: usize,
 }
 
 impl<K, V> Default for Gone<K, V> {
     #[inline]
     fn default() -> Self {
-        Self { entries: SmallVec::new(), outdated: None }
+        Self { entries: SmallVec::new(), outdated: 0 }
     }
 }
 
@@ -252,24 +252,14 @@ impl<K, V> Gone<K, V> {
         self.entries.push(entry);
     }
 
-    /// Adds the table that was found outdated when the lock was had.
-    pub(super) fn push_outdated(&mut self, table: Table<K, V>) {
-        self.outdated = Some(table);
-    }
-
     /// How many have left one by one.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// How many stood in the outdated table.
-    pub(super) fn outdated(&self) -> usize {
-        self.outdated.as_ref().map_or(0, |table| table.held().entries as usize)
-    }
-
     /// Whether nothing has left.
     pub(super) fn is_empty(&self) -> bool {
-        self.len() + self.outdated() == 0
+        self.len() + self.outdated == 0
     }
 }
 
@@ -278,19 +268,40 @@ impl<K, V> Gone<K, V> {
 pub(super) struct Leaving<'f, 'a, K, V> {
     notifier: &'f mut Notifier<'a, K, V>,
     pub(super) gone: Gone<K, V>,
+    /// A whole table that an invalidation had outdated.
+    outdated: Option<Table<K, V>>,
 }
 
 impl<'f, 'a, K, V> Leaving<'f, 'a, K, V> {
     /// Nothing yet.
     pub(super) fn new(notifier: &'f mut Notifier<'a, K, V>) -> Self {
         let entries = std::mem::take(&mut notifier.room);
-        Self { notifier, gone: Gone { entries, outdated: None } }
+        Self { notifier, gone: Gone { entries, outdated: 0 }, outdated: None }
+    }
+
+    /// Renews the table whose lock is held if an invalidation has outdated it, and gives back its room.
+    #[inline]
+    pub(super) fn renew(
+        &mut self,
+        table: &mut Table<K, V>,
+        generation: u64,
+        counters: &Counters,
+        budget: &Budget,
+    ) {
+        if table.generation() != generation {
+            let held = table.held();
+            counters.removals.add(held.entries);
+            self.notifier.removals.expect(held);
+            budget.release(held);
+            self.gone.outdated = held.entries as usize;
+            self.outdated = Some(table.renew(generation));
+        }
     }
 }
 
 impl<K, V> Drop for Leaving<'_, '_, K, V> {
     fn drop(&mut self) {
-        if let Some(table) = self.gone.outdated.take() {
+        if let Some(table) = self.outdated.take() {
             let outdated =
                 Outdated { entries: table.into_entries(), owner: self.notifier.generation };
             let removals = self.notifier.removals;

@@ -354,3 +354,66 @@ fn nobody_sees_an_outdated_shard_and_writers_renew_it() {
         cache.validate();
     }
 }
+
+#[test]
+fn a_try_tells_a_held_lock_from_a_miss_and_gives_the_entry_back() {
+    let cache = plain();
+    cache.insert(1, 10).unwrap();
+    while_held(&cache, 1, true, || {
+        let busy = cache.try_get(&1).unwrap_err();
+        assert!(busy.is_timeout(), "{busy}");
+        let busy = cache.try_insert(1, 11).unwrap_err();
+        assert!(busy.error().is_timeout(), "{busy}");
+        assert_eq!(busy.into_entry(), (1, 11));
+        let stats = cache.stats();
+        assert_eq!((stats.timeouts, stats.rejected, stats.total_requests()), (2, 0, 0));
+    });
+    while_held(&cache, 1, false, || {
+        assert_eq!(cache.try_get(&1).unwrap(), Some(10), "readers share the lock");
+        assert!(cache.try_insert(1, 11).unwrap_err().error().is_timeout());
+    });
+    assert_eq!(cache.try_get(&1).unwrap(), Some(10), "what was refused is not stored");
+    assert_eq!(cache.try_get(&2).unwrap(), None);
+    cache.try_insert(1, 11).unwrap();
+    assert_eq!(cache.try_get(&1).unwrap(), Some(11));
+    let stats = cache.stats();
+    assert_eq!((stats.hits, stats.misses, stats.updates), (3, 1, 1));
+    cache.validate();
+}
+
+#[test]
+fn a_predicate_of_a_removal_sees_only_a_live_value_and_changes_nothing_by_a_panic() {
+    let clock = Arc::new(Fake::default());
+    let causes = Arc::new(crate::sync::Mutex::new(Vec::new()));
+    let told = Arc::clone(&causes);
+    let cache = builder()
+        .max_entries(10)
+        .clock(clock.clone())
+        .eviction_listener(move |&key: &u64, &value: &u64, cause| {
+            told.lock().push((key, value, cause));
+        })
+        .build()
+        .unwrap();
+    cache.insert_many([(1, 10), (2, 20)]);
+    cache.insert_with_ttl(3, 30, SECOND).unwrap();
+    clock.advance(2 * SECOND);
+
+    assert_eq!(cache.remove_if(&1, |&value| value != 10), None);
+    assert_eq!(cache.remove_if(&9, |_| panic!("asked about nothing")), None);
+    assert_eq!(cache.remove_if(&3, |_| panic!("asked about an expired value")), None);
+    let panicked = std::panic::catch_unwind(|| cache.remove_if(&1, |_| panic!("as ordered")));
+    assert!(panicked.is_err());
+    assert_eq!((cache.peek(&1), cache.len(), cache.stats().removals), (Some(10), 2, 0));
+    cache.validate();
+
+    let mut asked = Vec::new();
+    let removed = cache.remove_if(&1, |&value| {
+        asked.push(value);
+        true
+    });
+    assert_eq!((removed, asked), (Some(10), vec![10]));
+    assert_eq!((cache.peek(&1), cache.len(), cache.stats().removals), (None, 1, 1));
+    let expected = [(3, 30, RemovalCause::Expired), (1, 10, RemovalCause::Removed)];
+    assert_eq!(*causes.lock(), expected);
+    cache.validate();
+}

@@ -157,7 +157,7 @@ struct Inner<K: EmbeddingKey, S> {
 
 impl<K: EmbeddingKey, S> Inner<K, S> {
     /// A vector as it is handed out.
-    #[inline(always)]
+    #[inline]
     fn vector(&self, components: Components) -> EmbeddingVector {
         EmbeddingVector::stored(components, !self.admission.allow_non_finite)
     }

@@ -100,7 +100,7 @@ impl Form for CacheKey {
 
     const OVERHEAD: u64 = crate::ENTRY_OVERHEAD;
 
-    #[inline(always)]
+    #[inline]
     fn probe(&self) -> Probe<'_> {
         Probe::from(self)
     }

@@ -16,7 +16,7 @@ pub(super) fn digits<const N: usize, const D: usize>(bytes: &[u8; N]) -> [u8; D]
 /// The bytes that lower-case `digits` stand for, if that is what they are.
 // Sixteen at a time, as this is on the way of every lookup. Range by range with saturation, after
 // Geoff Langdale and Wojciech Muła, "Parsing hex numbers with validation", 2022.
-#[inline(always)]
+#[inline]
 pub(super) fn bytes(digits: &[u8; 64]) -> Option<[u8; 32]> {
     let ([a, b, c, d], []) = digits.as_chunks::<16>() else { return None };
     let [a, b, c, d] = [a, b, c, d].map(|digits| values(*digits));
@@ -33,7 +33,7 @@ pub(super) fn bytes(digits: &[u8; 64]) -> Option<[u8; 32]> {
 }
 
 /// What each of `digits` stands for: more than 15 for what is no lower-case digit.
-#[inline(always)]
+#[inline]
 fn values(digits: [u8; 16]) -> u8x16 {
     let (digits, all) = (u8x16::new(digits), u8x16::splat);
     // The ten numbers go to the top of the range, and down by six, which takes everything below
@@ -44,7 +44,7 @@ fn values(digits: [u8; 16]) -> u8x16 {
 }
 
 /// The byte of each pair of `values`, the high half before the low one.
-#[inline(always)]
+#[inline]
 fn pairs(values: u8x16) -> i16x8 {
     let (pairs, _) = values.as_array().as_chunks::<2>();
     let pairs = u16x8::new(std::array::from_fn(|at| u16::from_le_bytes(pairs[at])));

@@ -41,7 +41,7 @@ pub use spec::{KeySpec, Role, Truncation};
 pub trait EmbeddingKey: Form {}
 
 /// Both halves of a digest, to be hashed as numbers: of a slice the length would be hashed as well.
-#[inline(always)]
+#[inline]
 fn halves(digest: &[u8; 32]) -> [u128; 2] {
     let (halves, _) = digest.as_chunks();
     [0, 1].map(|half| u128::from_ne_bytes(halves[half]))

@@ -35,7 +35,7 @@ impl Known {
     /// Whether this is `name`, whose ends are `ends`.
     // In line throughout, where `==` of the names would call the C library: for so few bytes the call
     // costs more than the comparison.
-    #[inline(always)]
+    #[inline]
     fn is(&self, name: &str, ends: &Ends) -> bool {
         self.name.len() == name.len()
             && self.ends.are(ends)
@@ -64,12 +64,12 @@ impl Ends {
     }
 
     /// Of a name of at least `N` bytes, the first `N` and the last.
-    #[inline(always)]
+    #[inline]
     fn overlapping<const N: usize>(name: &[u8]) -> Option<Self> {
         Some(Self::padded::<N, N>(*name.first_chunk()?, *name.last_chunk()?))
     }
 
-    #[inline(always)]
+    #[inline]
     fn padded<const N: usize, const M: usize>(first: [u8; N], last: [u8; M]) -> Self {
         let (mut ends, lanes) = ([[0; END]; 2], u8x16::new);
         ends[0][..N].copy_from_slice(&first);
@@ -77,14 +77,14 @@ impl Ends {
         Self(lanes(ends[0]), lanes(ends[1]))
     }
 
-    #[inline(always)]
+    #[inline]
     fn are(&self, others: &Self) -> bool {
         (self.0.simd_eq(others.0) & self.1.simd_eq(others.1)).all()
     }
 }
 
 /// What is between the ends of a name, and perhaps some of the last one.
-#[inline(always)]
+#[inline]
 fn middle(name: &str) -> impl Iterator<Item = &[u8; END]> {
     name.as_bytes().as_chunks().0.iter().skip(1)
 }
@@ -95,7 +95,7 @@ pub(super) struct Model(NonZeroU32);
 
 impl Model {
     /// The number of `name`, which gets one if there is one left.
-    #[inline(always)]
+    #[inline]
     pub(super) fn named(name: &str) -> Option<Self> {
         match Ends::overlapping::<END>(name.as_bytes()) {
             Some(ends) => Self::with_ends(name, ends),
@@ -109,7 +109,7 @@ impl Model {
         Self::with_ends(name, Ends::of(name.as_bytes()))
     }
 
-    #[inline(always)]
+    #[inline]
     fn with_ends(name: &str, ends: Ends) -> Option<Self> {
         for (number, known) in NAMES.iter().enumerate() {
             match known.get() {
@@ -134,7 +134,7 @@ impl Model {
     }
 
     /// The model whose name is at `index`: numbers begin with 1.
-    #[inline(always)]
+    #[inline]
     fn at(index: usize) -> Option<Self> {
         NonZeroU32::new(index as u32 + 1).map(Self)
     }

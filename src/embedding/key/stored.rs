@@ -61,7 +61,7 @@ struct Compact {
 impl Compact {
     /// `None` if the key is another: not 64 lower-case digits, with a chunk, or of a model without
     /// a number.
-    #[inline(always)]
+    #[inline]
     fn of(key: &CacheKey) -> Option<Self> {
         let digits: &[u8; 64] = key.content_hash.as_bytes().try_into().ok()?;
         if key.chunk_id.is_some() {
@@ -139,7 +139,7 @@ pub struct Probe<'a> {
 }
 
 impl<'a> From<&'a CacheKey> for Probe<'a> {
-    #[inline(always)]
+    #[inline]
     fn from(key: &'a CacheKey) -> Self {
         Self { compact: Compact::of(key), key }
     }
