@@ -7,6 +7,7 @@
 mod support;
 
 use std::future::Future;
+use std::io::Write;
 use std::pin::pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -404,4 +405,32 @@ fn what_leaves_an_order_gives_nothing_back_under_the_lock() {
             cache.validate();
         }
     }
+}
+
+#[test]
+fn a_content_key_is_made_and_looked_up_without_an_allocation() {
+    let spec = ContentKey::for_model("e5-base").revision("1").prompt("query: ").tenant("acme");
+    let cache = EmbeddingCacheBuilder::<ContentKey>::new().max_entries(10).build().unwrap();
+    let long = "a longer text. ".repeat(1000);
+    cache.put_blocking(spec.text(&long), [1.0]).unwrap();
+    // A thread's first get in a cache makes the counters in which this thread counts there.
+    assert!(cache.get_blocking(&spec.text("absent")).is_none());
+    let made = measure(|| {
+        for spec in [spec.clone(), spec.clone()] {
+            assert!(cache.get_blocking(&spec.text(&long)).is_some());
+            assert!(cache.get_blocking(&spec.tokens(&[7; 1000])).is_none());
+            assert!(cache.get_blocking(&spec.bytes(b"abc")).is_none());
+        }
+        let mut shown = [0; 64];
+        write!(&mut shown[..], "{}", spec.text(&long)).unwrap();
+    });
+    assert_eq!(made.count_total, 0, "{made:?}");
+    let digits = spec.text(&long).to_hex();
+    let parsed = measure(|| assert_eq!(digits.parse::<ContentKey>().unwrap(), spec.text(&long)));
+    assert_eq!(parsed.count_total, 0, "{parsed:?}");
+    assert_eq!(measure(|| drop(spec.text("a").to_hex())).count_total, 1);
+    let changed = measure(|| drop(spec.clone().tenant("other")));
+    assert_eq!(changed.count_total, 2, "{changed:?}");
+    let words = CacheKey::for_model("e5-base");
+    assert_eq!(measure(|| drop(words.text(&long))).count_total, 2, "its two strings");
 }

@@ -14,4 +14,9 @@ while IFS=: read -r file link; do
     target=$(dirname "$file")/${link%%#*}
     [[ -e $target ]] || { echo "$file: broken link to $link"; broken=1; }
 done < <(git ls-files '*.md' | xargs grep -oHE '\]\([^)#][^)]*\)' | sed -E 's/\]\((.*)\)$/\1/' | grep -vE ':https?://' || true)
+
+# So does every test that they name.
+while IFS=: read -r file path; do
+    [[ -e $path ]] || { echo "$file: there is no $path"; broken=1; }
+done < <(git ls-files '*.md' | grep -v CHANGELOG | xargs grep -oHE '`tests/[^`]*`' | tr -d '`' || true)
 exit $broken

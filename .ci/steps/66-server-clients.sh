@@ -1,12 +1,13 @@
-# The caching server in front of a real model from PyPI, asked by the clients that people use.
+# The caching server asked by the clients that people use: in front of a real model from PyPI, and with
+# its own.
 set -euo pipefail
+source server/tests/clients/build.sh
 cargo build --release -p embedding-cache-server --bins
 command -v npm > /dev/null || {
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs npm > /dev/null
 }
 here=$PWD/server/tests/clients
-binaries=${CARGO_TARGET_DIR:-target}/release
 out=$(mktemp -d)
 pids=()
 trap 'for pid in "${pids[@]}"; do kill "$pid" 2> /dev/null || true; done; wait; rm -rf "$out"' EXIT
@@ -27,11 +28,15 @@ address() { # FILE PREFIX ; waits for an address on a line of its own
     cat "$1"
     return 1
 }
-"$out/venv/bin/python" "$here/model_server.py" > "$out/model" 2>&1 &
+# One thread: several that spin for each other are twenty times slower where the machine is busy.
+OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 "$out/venv/bin/python" "$here/model_server.py" > "$out/model" 2>&1 &
 pids+=($!)
 upstream=$(address "$out/model" '')
 "$binaries/embedding-cache-server" --listen 127.0.0.1:0 --upstream "$upstream" \
-    --model multilingual-e5-small=384 > "$out/server" 2>&1 &
+    --model multilingual-e5-small=384 --upstream-timeout 60s --request-timeout 90s > "$out/server" 2>&1 &
 pids+=($!)
 server=$(address "$out/server" 'listening on ')
+"$binaries/embedding-cache-server" --listen 127.0.0.1:0 > "$out/built-in" 2>&1 &
+pids+=($!)
+"$out/venv/bin/python" "$here/openai_client.py" "$(address "$out/built-in" 'listening on ')/v1"
 "$out/venv/bin/python" "$here/clients.py" "$server/v1" "$upstream" "$out/openai_client.mjs"

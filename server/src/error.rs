@@ -68,6 +68,9 @@ pub(crate) enum ApiError {
     OneOf { inputs: usize, first: usize, of: usize, source: Box<ApiError> },
     #[error("the cache failed: {0}")]
     Cache(CacheError),
+    /// The vectors are gone here, and would come back from there.
+    #[error("the second tier could not be told, so its vectors are not removed; try again: {0}")]
+    Tier(CacheError),
 }
 
 /// The parts of an answer that depend on the kind of error.
@@ -146,6 +149,9 @@ impl ApiError {
             Self::NoCache => Face::new(S::NOT_FOUND, REQUEST, Some("no_cache")),
             Self::Embed { error, own_key } => embed_face(error, *own_key),
             Self::Item { source, .. } | Self::OneOf { source, .. } => source.face(),
+            Self::Tier(_) => {
+                Face::new(S::SERVICE_UNAVAILABLE, SERVER, Some("tier_failed")).retry_after(1)
+            }
             Self::Cache(_) => Face::new(S::INTERNAL_SERVER_ERROR, SERVER, None),
         }
     }

@@ -32,5 +32,7 @@ mod service;
 
 pub(crate) use api::request;
 
-pub use options::{Alias, ApiKey, Model, OptionError, Options, QueryParameter, UpstreamUrl};
+pub use options::{
+    Alias, ApiKey, Model, OptionError, Options, QueryParameter, RedisSecret, RedisUrl, UpstreamUrl,
+};
 pub use server::{Server, StartError};

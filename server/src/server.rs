@@ -5,7 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use embedding_cache::CacheError;
 use tokio::net::TcpListener;
@@ -35,10 +35,12 @@ pub(crate) struct App {
     pub(crate) service: Service,
     pub(crate) monitor: Arc<Monitor>,
     pub(crate) permits: Arc<Semaphore>,
+    pub(crate) places: Arc<Semaphore>,
     pub(crate) buffers: Arc<ByteBudget>,
     pub(crate) drain: Arc<Drain>,
     pub(crate) stopping: AtomicBool,
     pub(crate) max_concurrency: usize,
+    pub(crate) max_connections: usize,
     pub(crate) max_body: usize,
     pub(crate) max_answer: usize,
     pub(crate) max_inputs: usize,
@@ -51,7 +53,8 @@ pub(crate) struct App {
 impl App {
     pub(crate) fn in_use(&self) -> InUse {
         let requests = self.max_concurrency.saturating_sub(self.permits.available_permits());
-        InUse { requests, buffer_bytes: self.buffers.held() }
+        let connections = self.max_connections.saturating_sub(self.places.available_permits());
+        InUse { requests, connections, buffer_bytes: self.buffers.held() }
     }
 }
 
@@ -128,15 +131,19 @@ impl Server {
         options.check()?;
         monitor::prometheus();
         let max_concurrency = options.max_concurrency as usize;
+        let max_connections = options.max_connections as usize;
+        let places = Arc::new(Semaphore::new(max_connections));
         let max_body = options.max_body_bytes as usize;
         let app = Arc::new(App {
-            service: Service::new(&options)?,
+            service: Service::new(&options).await?,
             monitor: Monitor::new(),
             permits: Arc::new(Semaphore::new(max_concurrency)),
+            places: Arc::clone(&places),
             buffers: ByteBudget::new(options.buffer_bytes()),
             drain: Drain::new(),
             stopping: AtomicBool::new(false),
             max_concurrency,
+            max_connections,
             max_body,
             max_answer: options.max_answer_bytes(),
             max_inputs: options.max_batch as usize,
@@ -146,7 +153,8 @@ impl Server {
             cors_origins: options.cors_origins.clone(),
         });
         let limits = Limits {
-            max_connections: options.max_connections as usize,
+            max_connections,
+            places,
             header_timeout: options.header_timeout,
             idle_timeout: options.idle_timeout,
             write_timeout: options.write_timeout,
@@ -171,14 +179,16 @@ impl Server {
         self.address
     }
 
-    /// Serves until `stop` is ready; then refuses new requests, and returns when those that have
-    /// come whole are answered, or after the configured grace.
+    /// Serves until `stop` is ready; then refuses new requests, waits until those that have come
+    /// whole are answered, for the configured grace at most, and saves the snapshot. What waits to be
+    /// written to the second tier has what is left of the grace.
     pub async fn run(self, stop: impl Future<Output = ()> + Send + 'static) {
         let Self { listener, app, limits, grace, .. } = self;
         let (stage, told) = watch::channel(Stage::Serving);
         let router = api::router(Arc::clone(&app));
         let stopped = async {
             stop.await;
+            let began = Instant::now();
             tracing::info!("stopping");
             // Relaxed: a request that just misses it is served.
             app.stopping.store(true, Ordering::Relaxed);
@@ -186,6 +196,7 @@ impl Server {
             if tokio::time::timeout(grace, app.drain.idle()).await.is_err() {
                 tracing::warn!("requests were still running and are cut off");
             }
+            app.service.finish(grace.saturating_sub(began.elapsed())).await;
         };
         tokio::select! {
             () = net::serve(listener, router, Arc::new(limits), told) => {}

@@ -63,6 +63,9 @@ impl Key for u64 {
 pub(crate) trait Value: Clone + Send + Sync + 'static {
     /// Bytes of its allocation.
     fn heap(&self) -> u64;
+
+    /// What a server reads of it.
+    fn components(&self) -> &[f32];
 }
 
 impl Value for EmbeddingVector {
@@ -70,11 +73,20 @@ impl Value for EmbeddingVector {
         // The components and the two counts in front of them.
         4 * self.dimensions() as u64 + 16
     }
+
+    #[inline(always)]
+    fn components(&self) -> &[f32] {
+        self
+    }
 }
 
 impl Value for u64 {
     fn heap(&self) -> u64 {
         0
+    }
+
+    fn components(&self) -> &[f32] {
+        &[]
     }
 }
 

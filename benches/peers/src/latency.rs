@@ -205,6 +205,10 @@ impl<K: TextKey> Cache<K, EmbeddingVector> for Nothing {
         None
     }
 
+    fn components(found: &EmbeddingVector) -> &[f32] {
+        found
+    }
+
     fn put(&self, _: K, _: EmbeddingVector) {}
 
     fn len(&self) -> usize {

@@ -156,12 +156,22 @@ impl Monitor {
         let open = service.backend().open_breakers().len();
         for (name, value) in [
             ("embedding_cache_server_requests_in_flight", in_use.requests),
+            ("embedding_cache_server_connections", in_use.connections),
             ("embedding_cache_server_buffer_bytes", in_use.buffer_bytes),
             ("embedding_cache_server_model_calls_in_flight", service.backend().calls_in_flight()),
             ("embedding_cache_server_inputs_waiting", service.queued()),
             ("embedding_cache_server_breakers_open", open),
         ] {
             gauge!(name).set(value as f64);
+        }
+        if let Some(snapshot) = service.snapshot() {
+            counter!("embedding_cache_server_snapshot_saves_total").absolute(snapshot.saves);
+            counter!("embedding_cache_server_snapshot_failures_total").absolute(snapshot.failures);
+            counter!("embedding_cache_server_snapshot_loaded_entries_total")
+                .absolute(snapshot.loaded.entries);
+            if let Some((ago, _)) = snapshot.last {
+                gauge!("embedding_cache_server_snapshot_age_seconds").set(ago.as_secs_f64());
+            }
         }
         gauge!("embedding_cache_server_uptime_seconds").set(self.started.elapsed().as_secs_f64());
         prometheus.as_ref().map(PrometheusHandle::render).unwrap_or_default()

@@ -79,6 +79,18 @@ fn describe() {
         ("embedding_cache_rejected_total", "Entries refused."),
         ("embedding_cache_timeouts_total", "Operations that ran out of time."),
         ("embedding_cache_evictions_total", "Entries that left, by cause."),
+        ("embedding_cache_tier_hits_total", "Inputs that the second tier had a vector for."),
+        ("embedding_cache_tier_misses_total", "Inputs that it had none for."),
+        ("embedding_cache_tier_late_total", "Inputs whose answer a request did not wait for."),
+        ("embedding_cache_tier_skipped_total", "Inputs that it was not asked for, by reason."),
+        ("embedding_cache_tier_failures_total", "Batches of it that failed, by kind."),
+        ("embedding_cache_tier_rejected_total", "Values of it that were not believed, by reason."),
+        ("embedding_cache_tier_writes_total", "Vectors written to it."),
+        ("embedding_cache_tier_write_failures_total", "Vectors that could not be written to it."),
+        ("embedding_cache_tier_dropped_total", "Vectors that were not written to it in time."),
+        ("embedding_cache_server_snapshot_saves_total", "Snapshots saved."),
+        ("embedding_cache_server_snapshot_failures_total", "Snapshots not saved or not read on."),
+        ("embedding_cache_server_snapshot_loaded_entries_total", "Entries from the snapshot."),
     ] {
         describe_counter!(name, text);
     }
@@ -87,11 +99,16 @@ fn describe() {
         ("embedding_cache_server_model_calls_in_flight", "Calls of the model under way."),
         ("embedding_cache_server_inputs_waiting", "Inputs that wait for the model."),
         ("embedding_cache_server_breakers_open", "Models whose upstream is left alone."),
+        ("embedding_cache_server_connections", "Connections that are open."),
         ("embedding_cache_server_buffer_bytes", "Bytes of bodies and answers held."),
         ("embedding_cache_server_uptime_seconds", "Seconds since the start."),
         ("embedding_cache_entries", "Entries held."),
         ("embedding_cache_bytes", "Bytes held, with keys and overhead."),
         ("embedding_cache_keys_in_flight", "Keys being loaded."),
+        ("embedding_cache_tier_queue_bytes", "Bytes that wait to be written to the second tier."),
+        ("embedding_cache_tier_breaker_open", "Parts of it that fail and are left alone."),
+        ("embedding_cache_tier_namespace_age_seconds", "How long since it was last heard of."),
+        ("embedding_cache_server_snapshot_age_seconds", "How long since the last was saved."),
     ] {
         describe_gauge!(name, text);
     }
@@ -99,4 +116,6 @@ fn describe() {
     describe_histogram!(REQUEST, Unit::Seconds, text);
     describe_histogram!(MODEL_CALL, Unit::Seconds, "A call of the model.");
     describe_histogram!("embedding_cache_load_seconds", Unit::Seconds, "A load by the cache.");
+    let text = "A question to the second tier.";
+    describe_histogram!("embedding_cache_tier_read_seconds", Unit::Seconds, text);
 }

@@ -72,6 +72,12 @@ impl Connection {
         self.state.lock().stage = ReadStage::Request;
     }
 
+    /// Whether nobody answers a request now: what is written then is the HTTP library's own refusal
+    /// of something that it could not read.
+    pub(super) fn is_between_requests(&self) -> bool {
+        !matches!(self.state.lock().stage, ReadStage::Request)
+    }
+
     /// When the first byte of the request had come.
     pub(crate) fn began(&self) -> Instant {
         self.state.lock().began.unwrap_or_else(Instant::now)

@@ -34,6 +34,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub(crate) struct Limits {
     pub(crate) max_connections: usize,
+    /// As many permits, of which each connection holds one.
+    pub(crate) places: Arc<Semaphore>,
     pub(crate) header_timeout: Duration,
     pub(crate) idle_timeout: Duration,
     pub(crate) write_timeout: Duration,
@@ -57,7 +59,6 @@ pub(crate) async fn serve(
     limits: Arc<Limits>,
     stage: watch::Receiver<Stage>,
 ) {
-    let places = Arc::new(Semaphore::new(limits.max_connections));
     let told = Arc::new(Semaphore::new(TOLD));
     loop {
         let socket = match listener.accept().await {
@@ -73,7 +74,7 @@ pub(crate) async fn serve(
             }
         };
         let limits = Arc::clone(&limits);
-        match Arc::clone(&places).try_acquire_owned() {
+        match Arc::clone(&limits.places).try_acquire_owned() {
             Ok(place) => {
                 let connection = serve_connection(socket, router.clone(), limits, stage.clone());
                 tokio::spawn(async move {
@@ -152,15 +153,17 @@ async fn serve_connection(
             }
         }
     };
-    match result {
-        Ok(()) => {
-            let stream = http.into_parts().io.into_inner();
-            tokio::select! {
-                () = stream.close() => {}
-                () = ended(stage) => {}
-            }
+    if let Err(error) = result {
+        tracing::debug!(%error, "a connection ended with an error");
+        // Of what could not be read: the client may still be sending it.
+        if !error.is_parse() {
+            return;
         }
-        Err(error) => tracing::debug!(%error, "a connection ended with an error"),
+    }
+    let stream = http.into_parts().io.into_inner();
+    tokio::select! {
+        () = stream.close() => {}
+        () = ended(stage) => {}
     }
 }
 

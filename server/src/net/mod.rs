@@ -8,6 +8,7 @@ mod connection;
 mod drain;
 mod listener;
 mod stream;
+mod unreadable;
 
 pub(crate) use connection::Connection;
 pub(crate) use drain::{Active, Drain};

@@ -16,6 +16,7 @@ use tokio::time::Sleep;
 
 use super::connection::Connection;
 use super::listener::Limits;
+use super::unreadable;
 
 /// The socket of one connection.
 #[derive(Debug)]
@@ -28,6 +29,8 @@ pub(super) struct Stream {
     read_timer: Option<Pin<Box<Sleep>>>,
     /// Runs from the first byte that the client did not take until all are taken.
     write_timer: Option<Pin<Box<Sleep>>>,
+    /// What is written in place of a refusal without a body, and how much of it is written.
+    refusal: Option<(Vec<u8>, usize)>,
 }
 
 /// Passes wakes on and notes when they came: under load a task runs a while after its socket became
@@ -58,8 +61,8 @@ impl Stream {
     pub(super) fn new(socket: TcpStream, connection: Arc<Connection>, limits: Arc<Limits>) -> Self {
         let wakes = Arc::<TimedWaker>::default();
         let waker = Waker::from(Arc::clone(&wakes));
-        let (read_timer, write_timer) = (None, None);
-        Self { socket, connection, limits, wakes, waker, read_timer, write_timer }
+        let (read_timer, write_timer, refusal) = (None, None, None);
+        Self { socket, connection, limits, wakes, waker, read_timer, write_timer, refusal }
     }
 
     /// Ends the answer and reads on for a while what the client still sends. A socket that is closed
@@ -94,6 +97,32 @@ impl Stream {
             tracing::debug!(%error, "a connection that is not reset");
         }
         Poll::Ready(io::Error::new(io::ErrorKind::TimedOut, "the answer was not read in time"))
+    }
+}
+
+impl Stream {
+    /// Whether `head` is the HTTP library's refusal of what is no HTTP. It has no body; one is written
+    /// with it.
+    fn is_refusal(&self, head: &[u8]) -> bool {
+        self.refusal.is_some()
+            || head.starts_with(b"HTTP/1.1 4") && self.connection.is_between_requests()
+    }
+
+    /// Writes the refusal with its body, and says that `head` is written once all of that is.
+    fn poll_refusal(&mut self, cx: &mut Context<'_>, head: &[u8]) -> Poll<io::Result<usize>> {
+        let (answer, mut written) =
+            self.refusal.take().unwrap_or_else(|| (unreadable::answer(head), 0));
+        while written < answer.len() {
+            match Pin::new(&mut self.socket).poll_write(cx, &answer[written..]) {
+                Poll::Ready(Ok(more)) if more > 0 => written += more,
+                Poll::Ready(result) => return Poll::Ready(result),
+                Poll::Pending => {
+                    self.refusal = Some((answer, written));
+                    return self.poll_write_timer(cx).map(Err);
+                }
+            }
+        }
+        Poll::Ready(Ok(head.len()))
     }
 }
 
@@ -143,6 +172,9 @@ impl AsyncWrite for Stream {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if this.is_refusal(bytes) {
+            return this.poll_refusal(cx, bytes);
+        }
         match Pin::new(&mut this.socket).poll_write(cx, bytes) {
             Poll::Pending => this.poll_write_timer(cx).map(Err),
             ready => ready,
@@ -155,6 +187,11 @@ impl AsyncWrite for Stream {
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
+        if let Some(head) = slices.first()
+            && this.is_refusal(head)
+        {
+            return this.poll_refusal(cx, head);
+        }
         match Pin::new(&mut this.socket).poll_write_vectored(cx, slices) {
             Poll::Pending => this.poll_write_timer(cx).map(Err),
             ready => ready,

@@ -12,6 +12,12 @@ pub struct OptionError {
     problem: String,
 }
 
+impl OptionError {
+    pub(crate) fn new(option: &'static str, problem: impl Into<String>) -> Self {
+        Self { option, problem: problem.into() }
+    }
+}
+
 /// The parameters that the server itself understands.
 const OWN_PARAMETERS: [&str; 5] = ["model", "input", "encoding_format", "dimensions", "user"];
 
@@ -56,6 +62,31 @@ impl Options {
             // A key is no mistake: it may be in the environment for other programs.
             if let Some((option, _)) = needing.iter().find(|(_, given)| *given) {
                 return wrong(option, "it needs --upstream");
+            }
+        }
+        if self.redis.is_empty() {
+            let needing = [
+                ("--redis-secret", self.redis_secret.is_some()),
+                ("--redis-ca", self.redis_ca.is_some()),
+            ];
+            if let Some((option, _)) = needing.iter().find(|(_, given)| *given) {
+                return wrong(option, "it needs --redis");
+            }
+        }
+        if let Some(problem) = self.redis_secret.as_ref().and_then(|secret| secret.problem()) {
+            return wrong("--redis-secret", &problem);
+        }
+        if self.disk.is_some() && !self.redis.is_empty() {
+            return wrong("--disk", "--redis is given too, and there is one second tier");
+        }
+        if self.no_cache {
+            let pointless = [
+                ("--redis", !self.redis.is_empty()),
+                ("--disk", self.disk.is_some()),
+                ("--snapshot", self.snapshot.is_some()),
+            ];
+            if let Some((option, _)) = pointless.iter().find(|(_, given)| *given) {
+                return wrong(option, "--no-cache is given too");
             }
         }
         for name in &self.pass_parameters {

@@ -5,10 +5,11 @@ mod secret;
 mod values;
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 pub use check::OptionError;
-pub use secret::{ApiKey, QueryParameter, UpstreamUrl};
+pub use secret::{ApiKey, QueryParameter, RedisSecret, RedisUrl, UpstreamUrl};
 pub(crate) use values::MOST_DIMENSIONS;
 use values::duration;
 pub use values::{Alias, Model};
@@ -60,6 +61,57 @@ pub struct Options {
     /// Answer every request by the model, to compare.
     #[arg(long, env = "EMBEDDING_CACHE_SERVER_NO_CACHE")]
     pub no_cache: bool,
+
+    /// A Redis or Valkey server that keeps the vectors too, for other servers and for a restart, as
+    /// `redis://` or `rediss://` URL; several with commas are nodes of one cluster. A user and
+    /// password in it are shown nowhere.
+    #[arg(
+        long = "redis",
+        env = "EMBEDDING_CACHE_SERVER_REDIS",
+        value_delimiter = ',',
+        hide_env_values = true
+    )]
+    pub redis: Vec<RedisUrl>,
+
+    /// Begins every key in Redis. Servers share vectors if they have the same, so those whose models
+    /// answer differently under one name need different ones.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_REDIS_PREFIX", default_value = "emb")]
+    pub redis_prefix: String,
+
+    /// Signs every vector in Redis, and takes none that is not signed so: at least 16 characters, the
+    /// same for all servers. Rather from the environment.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_REDIS_SECRET", hide_env_values = true)]
+    pub redis_secret: Option<RedisSecret>,
+
+    /// The certificates, as a PEM file, of who signs those of a `rediss://` server, in place of the
+    /// ones that the web trusts.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_REDIS_CA")]
+    pub redis_ca: Option<PathBuf>,
+
+    /// A local directory that keeps the vectors too, for a restart; made if it is not there, and used
+    /// by one server at a time. Instead of --redis.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_DISK")]
+    pub disk: Option<PathBuf>,
+
+    /// Mebibytes that the directory may take.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_DISK_MB", default_value_t = 4096,
+          value_parser = clap::value_parser!(u64).range(512..=1 << 30))]
+    pub disk_mb: u64,
+
+    /// How long a request waits for Redis or the disk. What comes later is kept all the same.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_TIER_DEADLINE", default_value = "10ms",
+          value_parser = duration)]
+    pub tier_deadline: Duration,
+
+    /// A file that the cache is loaded from at the start, and saved to at the end and from time to
+    /// time.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_SNAPSHOT")]
+    pub snapshot: Option<PathBuf>,
+
+    /// How often the snapshot is saved; 0 saves it at the end only.
+    #[arg(long, env = "EMBEDDING_CACHE_SERVER_SNAPSHOT_EVERY", default_value = "15m",
+          value_parser = duration)]
+    pub snapshot_every: Duration,
 
     /// Inputs that a request may have.
     #[arg(long, env = "EMBEDDING_CACHE_SERVER_MAX_BATCH", default_value_t = 2048,

@@ -122,6 +122,63 @@ impl fmt::Debug for ApiKey {
     }
 }
 
+/// The URL of a Redis or Valkey server. Debug output shows nothing of it, as it may hold a password;
+/// what is wrong with it is said when the server connects, without the password.
+#[derive(Clone)]
+pub struct RedisUrl(String);
+
+impl FromStr for RedisUrl {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.into()))
+    }
+}
+
+impl RedisUrl {
+    pub(crate) fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for RedisUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RedisUrl(…)")
+    }
+}
+
+/// What signs the vectors in Redis; debug output does not show it.
+#[derive(Clone)]
+pub struct RedisSecret(String);
+
+impl FromStr for RedisSecret {
+    type Err = Infallible;
+
+    fn from_str(text: &str) -> Result<Self, Infallible> {
+        Ok(Self(text.into()))
+    }
+}
+
+impl RedisSecret {
+    /// The least bytes of a secret.
+    const SHORTEST: usize = 16;
+
+    pub(super) fn problem(&self) -> Option<String> {
+        let short = self.0.len() < Self::SHORTEST;
+        short.then(|| format!("{} bytes are fewer than {}", self.0.len(), Self::SHORTEST))
+    }
+
+    pub(crate) fn expose(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl fmt::Debug for RedisSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RedisSecret(…)")
+    }
+}
+
 /// A query parameter, whose value debug output does not show: some upstreams take keys there.
 #[derive(Clone)]
 pub struct QueryParameter(Option<(String, String)>);
@@ -187,5 +244,9 @@ mod tests {
         assert!(key.problem().is_some());
         let Ok(parameter) = "key=secret".parse::<QueryParameter>();
         assert!(!format!("{parameter:?}").contains("secret"));
+        let Ok(url) = "redis://:secret@host".parse::<RedisUrl>();
+        let Ok(short) = "secret".parse::<RedisSecret>();
+        let shown = format!("{url:?} {short:?} {:?}", short.problem());
+        assert!(!shown.contains("secret") && short.problem().is_some());
     }
 }

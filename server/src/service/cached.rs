@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use embedding_cache::tier::SecondTier;
 use embedding_cache::{
     CacheError, CacheInfo, CleanupHandle, ContentKey, EmbeddingCache, EmbeddingCacheBuilder,
     EmbeddingVector, KeySpec,
@@ -13,10 +14,15 @@ use crate::backend::{Backend, BatchKind, EmbedError, Failed, Job};
 use crate::limits::Shares;
 use crate::options::Options;
 use crate::request::Input;
+use crate::server::StartError;
 
 use super::lanes::Lanes;
+use super::snapshots::{SnapshotState, Snapshots};
 use super::usage::{Usage, UsageStore};
 use super::{Answer, Failure, Pass, Task};
+
+/// The least time that is left for writing to the second tier at the end.
+const LEAST_FLUSH: Duration = Duration::from_secs(1);
 
 /// How often expired entries are removed, if entries expire.
 const CLEANUP: Duration = Duration::from_secs(30);
@@ -25,6 +31,8 @@ const CLEANUP: Duration = Duration::from_secs(30);
 pub(super) struct Cached {
     cache: EmbeddingCache<ContentKey>,
     loader: Arc<Loader>,
+    snapshots: Option<Snapshots>,
+    has_tier: bool,
     _cleanup: Option<CleanupHandle>,
 }
 
@@ -73,12 +81,13 @@ pub(super) fn key_spec(kind: &BatchKind, built_in: bool) -> KeySpec<ContentKey> 
 impl Cached {
     /// # Errors
     ///
-    /// The cache cannot be made as configured.
+    /// The cache cannot be made as configured, or the snapshot cannot be used.
     pub(super) fn new(
         options: &Options,
         backend: &Arc<Backend>,
         factor: Option<usize>,
-    ) -> Result<Self, CacheError> {
+        tier: Option<SecondTier>,
+    ) -> Result<Self, StartError> {
         let queue = options.model_queue as usize;
         let mut builder = EmbeddingCacheBuilder::<ContentKey>::new()
             .name("default")
@@ -93,7 +102,12 @@ impl Cached {
         if let Some(ttl) = options.ttl {
             builder = builder.time_to_live(ttl);
         }
+        let has_tier = tier.is_some();
+        if let Some(tier) = tier {
+            builder = builder.tier(tier);
+        }
         let cache = builder.build()?;
+        let snapshots = Snapshots::begin(options, &cache)?;
         let cleanup = match options.ttl {
             Some(_) => Some(cache.spawn_cleanup(CLEANUP)?),
             None => None,
@@ -104,7 +118,7 @@ impl Cached {
             queue: Shares::new(queue, factor),
             usage: UsageStore::new(options.cache_bytes())?,
         };
-        Ok(Self { cache, loader: Arc::new(loader), _cleanup: cleanup })
+        Ok(Self { cache, loader: Arc::new(loader), snapshots, has_tier, _cleanup: cleanup })
     }
 
     pub(super) fn info(&self) -> CacheInfo {
@@ -116,8 +130,39 @@ impl Cached {
         self.cache.publish_metrics();
     }
 
-    pub(super) async fn forget(&self, model: &str) -> usize {
-        self.cache.invalidate_model(model).await
+    /// Whether there is a second tier.
+    pub(super) fn has_tier(&self) -> bool {
+        self.has_tier
+    }
+
+    pub(super) fn snapshot(&self) -> Option<SnapshotState> {
+        self.snapshots.as_ref().map(Snapshots::state)
+    }
+
+    /// # Errors
+    ///
+    /// The second tier could not be told; here the vectors are gone.
+    pub(super) async fn forget(&self, model: &str) -> Result<usize, CacheError> {
+        self.cache.invalidate_model_through(model).await
+    }
+
+    /// Saves what outlives the process, once no request is under way.
+    pub(super) async fn finish(&self, patience: Duration) {
+        let flush = async {
+            let left = self.cache.tier_flush(patience.max(LEAST_FLUSH)).await;
+            if left > 0 {
+                tracing::warn!(
+                    left,
+                    "vectors that could not be written to the second tier in time"
+                );
+            }
+        };
+        let save = async {
+            if let Some(snapshots) = &self.snapshots {
+                snapshots.finish().await;
+            }
+        };
+        tokio::join!(flush, save);
     }
 
     /// Inputs that wait for the model.

@@ -10,6 +10,8 @@ mod cached;
 mod catalog;
 mod lanes;
 mod refusals;
+mod second;
+mod snapshots;
 mod suspect;
 mod usage;
 
@@ -32,6 +34,7 @@ use cached::{Cached, Loaded};
 use catalog::Catalog;
 use refusals::Refusals;
 
+pub(crate) use snapshots::SnapshotState;
 pub(crate) use suspect::Suspect;
 pub(crate) use usage::Usage;
 
@@ -132,19 +135,22 @@ enum Failure {
 }
 
 impl Service {
-    /// Must be called in the runtime: the cleanup is a task.
+    /// Must be called in the runtime: the cleanup is a task. Waits a few seconds for Redis.
     ///
     /// # Errors
     ///
     /// The options contradict each other, or a part cannot be made.
-    pub(crate) fn new(options: &Options) -> Result<Self, StartError> {
+    pub(crate) async fn new(options: &Options) -> Result<Self, StartError> {
         let catalog = Catalog::new(options)?;
         let single = catalog.is_single();
         let factor = (!single).then_some(FACTOR);
         let backend = Arc::new(Backend::new(options, single).map_err(StartError::Client)?);
         let cached = match options.no_cache {
             true => None,
-            false => Some(Cached::new(options, &backend, factor)?),
+            false => {
+                let tier = second::open(options).await?;
+                Some(Cached::new(options, &backend, factor, tier)?)
+            }
         };
         Ok(Self {
             backend,
@@ -183,14 +189,32 @@ impl Service {
         }
     }
 
-    /// Removes the vectors of a model and says how many those were.
+    /// Whether there is a second tier.
+    pub(crate) fn has_tier(&self) -> bool {
+        self.cached.as_ref().is_some_and(Cached::has_tier)
+    }
+
+    /// What became of the snapshot, if there is one.
+    pub(crate) fn snapshot(&self) -> Option<SnapshotState> {
+        self.cached.as_ref()?.snapshot()
+    }
+
+    /// Saves what outlives the process, once no request is under way: takes `patience` for the second
+    /// tier, and what it takes for the snapshot.
+    pub(crate) async fn finish(&self, patience: Duration) {
+        if let Some(cached) = &self.cached {
+            cached.finish(patience).await;
+        }
+    }
+
+    /// Removes the vectors of a model, in the second tier too, and says how many those were here.
     ///
     /// # Errors
     ///
-    /// There is no cache.
+    /// There is no cache, or the second tier could not be told.
     pub(crate) async fn forget(&self, model: &str) -> Result<usize, ApiError> {
         let cached = self.cached.as_ref().ok_or(ApiError::NoCache)?;
-        Ok(cached.forget(self.catalog.resolve(model)).await)
+        cached.forget(self.catalog.resolve(model)).await.map_err(ApiError::Tier)
     }
 
     /// What the request asks for, if it can be had.

@@ -4,6 +4,7 @@ python clients.py SERVER_URL UPSTREAM_URL NODE_SCRIPT
 Every vector must be that of the model, bit for bit, cold and warm."""
 
 import asyncio
+import base64
 import json
 import os
 import random
@@ -64,14 +65,31 @@ def lists():
     return [texts, shuffled, [texts[0]] * 5]
 
 
+FORMS = ({"encoding_format": "base64"}, {"encoding_format": "float"}, {})
+
+
+def forget():
+    request = urllib.request.Request(
+        f"{server.removesuffix('/v1')}/cache?model={MODEL}", method="DELETE"
+    )
+    with urllib.request.urlopen(request, timeout=60) as response:
+        return json.load(response)["removed"]
+
+
 def openai_client():
+    """Base64 where nothing is said, which the client decodes itself."""
     import openai
 
     client = openai.OpenAI(base_url=server, api_key="any", max_retries=0)
-    for asked in lists():
-        for form in ({}, {"encoding_format": "float"}):
-            answer = client.embeddings.create(model=MODEL, input=asked, **form)
-            check("openai", asked, [item.embedding for item in answer.data])
+
+    def create(asked, form):
+        answer = client.embeddings.create(model=MODEL, input=asked, **form)
+        vectors = [item.embedding for item in answer.data]
+        if form.get("encoding_format") == "base64":
+            vectors = [np.frombuffer(base64.b64decode(vector), dtype="<f4") for vector in vectors]
+        return vectors
+
+    yield from ((create, form) for form in FORMS)
     assert [model.id for model in client.models.list().data] == [MODEL]
     assert client.models.retrieve(MODEL).id == MODEL
 
@@ -82,18 +100,20 @@ def openai_client():
 
     for asked, answer in zip(lists() * 5, asyncio.run(many())):
         check("openai, async", asked, [item.embedding for item in answer.data])
-    return openai.__version__
 
 
 def openai_node():
-    with_forms = [{"model": MODEL, "input": asked} for asked in lists()]
-    questions = with_forms + [{**q, "encoding_format": "float"} for q in with_forms]
-    run = subprocess.run(
-        ["node", node_script, server], input=json.dumps(questions), capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    for question, vectors in zip(questions, json.loads(run.stdout)):
-        check("openai for node", question["input"], vectors)
+    def create(asked, form):
+        question = {"model": MODEL, "input": asked, **form}
+        run = subprocess.run(
+            ["node", node_script, server], input=json.dumps([question]), capture_output=True,
+            text=True,
+        )
+        assert run.returncode == 0, run.stderr
+        [vectors] = json.loads(run.stdout)
+        return vectors
+
+    yield from ((create, form) for form in FORMS[1:])
 
 
 def langchain():
@@ -103,30 +123,30 @@ def langchain():
     client = OpenAIEmbeddings(
         model=MODEL, base_url=server, api_key="any", check_embedding_ctx_length=False
     )
-    for asked in lists():
-        check("langchain", asked, client.embed_documents(asked))
+    yield (lambda asked, _: client.embed_documents(asked)), {}
     check("langchain", texts[:1], [client.embed_query(texts[0])])
 
 
 def llama_index():
     from llama_index.embeddings.openai_like import OpenAILikeEmbedding
 
-    client = OpenAILikeEmbedding(model_name=MODEL, api_base=server, api_key="any")
-    for asked in lists():
-        check("llama-index", asked, client.get_text_embedding_batch(asked))
+    client = OpenAILikeEmbedding(
+        model_name=MODEL, api_base=server, api_key="any", embed_batch_size=100
+    )
+    yield (lambda asked, _: client.get_text_embedding_batch(asked)), {}
     check("llama-index", texts[:1], [client.get_query_embedding(texts[0])])
 
 
 def litellm():
     import litellm
 
-    for asked in lists():
-        for form in ({}, {"encoding_format": "float"}):
-            answer = litellm.embedding(
-                model=f"openai/{MODEL}", input=asked, api_base=server, api_key="any", **form
-            )
-            vectors = [item["embedding"] for item in answer.data]
-            check("litellm", asked, vectors)
+    def create(asked, form):
+        answer = litellm.embedding(
+            model=f"openai/{MODEL}", input=asked, api_base=server, api_key="any", **form
+        )
+        return [item["embedding"] for item in answer.data]
+
+    yield from ((create, form) for form in FORMS[1:])
 
 
 # Cold and warm, float and base64.
@@ -139,8 +159,14 @@ assert warm == cold
 # What the model counted for all of them together is what they sum up to.
 assert cold["usage"]["prompt_tokens"] == sum(len(text.split()) + 2 for text in texts), cold["usage"]
 
-before = upstream_calls()
 for client in [openai_client, openai_node, langchain, llama_index, litellm]:
-    version = client()
-    print(f"{client.__name__}: every vector is the model's {version or ''}")
-assert upstream_calls() == before, "a warm request cost a call"
+    for create, form in client():
+        # Cold: one call of the client is one call of the model. Then warm.
+        assert forget() == len(texts)
+        before = upstream_calls()
+        for asked in lists():
+            check(client.__name__, asked, create(asked, form))
+            assert upstream_calls() == before + 1, (client.__name__, asked)
+        before = upstream_calls()
+    assert upstream_calls() == before, "a warm request cost a call"
+    print(f"{client.__name__}: every vector is the model's, cold and warm, at one call of it")

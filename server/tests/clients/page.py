@@ -1,4 +1,5 @@
-"""The page in headless Chromium, twice with traffic in between: python page.py BASE_URL CHROMIUM"""
+"""The page in headless Chromium, twice with traffic in between, of a server with Redis and a snapshot
+that is saved each second: python page.py BASE_URL CHROMIUM"""
 
 import json
 import re
@@ -43,6 +44,11 @@ second = look()
 for name in ["hits", "answered", "entries", "hit-ratio", "model-calls", "bytes"]:
     print(f"{name:12} {first[name]:>12} -> {second[name]:>12}")
     assert number(second[name]) > number(first[name]), name
-for name in ["p50", "p99", "rps", "evictions", "joins"]:
+# Redis had nothing, and was given what the model said.
+assert number(second["tier-hits"]) == 0 and second["tier-state"] == "well", second
+for name in ["tier-misses", "tier-writes", "snapshot-saves"]:
+    print(f"{name:15} {second[name]}")
+    assert number(second[name]) > 0, name
+for name in ["p50", "p99", "rps", "evictions", "joins", "call-p50", "tier-failures", "snapshot-age"]:
     print(f"{name:12} {'':>12}    {second[name]:>12}")
     assert re.search("[0-9]", second[name]), name

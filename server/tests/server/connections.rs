@@ -54,6 +54,7 @@ async fn connections_over_the_limit_are_told_so_and_room_comes_back() {
     let held: Vec<TcpStream> = vec![server.raw(b"").await, server.raw(b"").await];
     assert_eq!(server.embed(&ask("a")).await.status, 200);
     // The client of the tests has the third.
+    assert_eq!(server.stats().await["requests"]["connections"], 3);
     let mut refused = server.raw(&request(&ask("a"))).await;
     let answer = read_all(&mut refused).await;
     assert!(answer.starts_with("HTTP/1.1 503"), "{answer}");

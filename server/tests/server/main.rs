@@ -11,4 +11,5 @@ mod options;
 mod protocol;
 mod refusals;
 mod sharing;
+mod tiers;
 mod upstream;

@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::support::{MODEL, Running, ask};
-use serde_json::json;
+use crate::support::{MODEL, Running, ask, read_all, request};
+use serde_json::{Value, json};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
@@ -190,4 +190,37 @@ async fn any_authorization_is_accepted_and_user_is_ignored() {
         .bearer_auth("sk-anything")
         .header("content-type", "Application/JSON; charset=utf-8");
     assert_eq!(server.send(request.body(body.to_string())).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_is_no_http_gets_an_error_object_too() {
+    let server = Running::start(&[]).await;
+    let long = "x".repeat(300_000);
+    let good = String::from_utf8(request(&ask("a"))).unwrap();
+    for (text, status, code) in [
+        ("nonsense\r\n\r\n".to_owned(), 400, "invalid_http"),
+        ("POST /v1/embeddings HTTP/9.9\r\n\r\n".into(), 400, "invalid_http"),
+        ("GET / HTTP/1.1\r\nno colon\r\n\r\n".into(), 400, "invalid_http"),
+        (
+            "POST / HTTP/1.1\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\n".into(),
+            400,
+            "invalid_http",
+        ),
+        (format!("GET / HTTP/1.1\r\nx: {long}\r\n\r\n"), 431, "headers_too_large"),
+        // After a good one, on the same connection.
+        (format!("{good}nonsense\r\n\r\n"), 400, "invalid_http"),
+    ] {
+        let mut stream = server.raw(text.as_bytes()).await;
+        let all = read_all(&mut stream).await;
+        // The last answer that came.
+        let answer = &all[all.rfind("HTTP/1.1 ").unwrap_or_else(|| panic!("{text:.60}: {all}"))..];
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{text:.60}: {answer}");
+        let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+        let json: Value = serde_json::from_str(body).unwrap();
+        assert_eq!(json["error"]["code"], code, "{text:.60}");
+        assert_eq!(
+            all.matches("\"object\":\"list\"").count(),
+            usize::from(text.starts_with(&good))
+        );
+    }
 }

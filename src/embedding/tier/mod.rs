@@ -2,7 +2,7 @@
 //!
 //! What a store has to do is the trait [`Tier`], which knows keys and bytes and nothing of vectors.
 //! Time-outs, the breaker, queues, the form of values and the counts are the cache's, so that every
-//! tier behaves alike. Crates with tiers: `embedding-cache-redis`.
+//! tier behaves alike. Crates with tiers: `embedding-cache-redis`, `embedding-cache-disk`.
 
 mod attached;
 mod breaker;

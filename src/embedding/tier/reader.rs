@@ -181,8 +181,14 @@ where
     });
     let asked = asked.collect();
     // One more task for each batch that waits, up to the limit.
+    let before = reads.under_way;
     while reads.under_way < BATCHES && reads.under_way * BATCH < reads.waiting.len() {
         reads.under_way += 1;
+    }
+    let more = reads.under_way - before;
+    // A runtime that shuts down drops a task at once, here, and its drop takes the lock.
+    drop(reads);
+    for _ in 0..more {
         let task = ReadTask { guard: Arc::clone(guard), ended: false };
         drop(runtime.spawn(task.run(Arc::downgrade(&cache.inner))));
     }

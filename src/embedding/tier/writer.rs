@@ -155,6 +155,10 @@ where
             };
             if starts {
                 start(cache, guard);
+                // There is no runtime, or it shuts down, and the task is gone: nobody will write.
+                if !guard.writes.lock().writing {
+                    break;
+                }
             }
             written.await;
         }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use embedding_cache::tier::{Tier, TierError, TierErrorKind};
-use redis::{ConnectionAddr, ConnectionInfo, IntoConnectionInfo};
+use redis::{ConnectionInfo, IntoConnectionInfo};
 
 use crate::connections::{Connections, Target};
 use crate::error::{ConnectError, Kind, redacted};
@@ -140,11 +140,13 @@ impl RedisTierBuilder {
 
 fn connection_info(address: &str) -> Result<ConnectionInfo, ConnectError> {
     let wrong = |reason: String| Kind::Address { address: redacted(address), reason };
-    // What the client says of an address that it cannot read does not repeat it.
-    let info = address.into_connection_info().map_err(|error| wrong(error.to_string()))?;
-    if matches!(info.addr(), ConnectionAddr::TcpTls { .. }) && !cfg!(feature = "tls") {
+    // The client says so as well, but not what to do.
+    let is_tls = ["rediss:", "valkeys:"].iter().any(|scheme| address.starts_with(scheme));
+    if is_tls && !cfg!(feature = "tls") {
         return Err(wrong("the feature `tls` is not built in".into()).into());
     }
+    // What the client says of an address that it cannot read does not repeat it.
+    let info = address.into_connection_info().map_err(|error| wrong(error.to_string()))?;
     let tcp = redis::io::tcp::TcpSettings::default().set_nodelay(true);
     // A peer that is gone without a word is noticed after this.
     #[cfg(any(target_os = "android", target_os = "fuchsia", target_os = "linux"))]

@@ -7,11 +7,13 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::{self, Thread};
 
 use baseline::SingleLockCache;
-use embedding_cache::{CacheKey, EmbeddingVector};
+use embedding_cache::{CacheKey, EmbeddingVector, EvictionPolicy};
 
 use super::plain::{Components, Plainly};
 use super::references::SINGLE_LOCK;
-use super::{Cache, DOOR, Door, Hasher, Limits, Ours, Visitor, named, peers, references};
+use super::{
+    Cache, DOOR, Door, Hasher, LONG, Limits, Ours, TIME_TO_LIVE, Visitor, named, peers, references,
+};
 use crate::keys::{Key, TextKey};
 
 /// A cache of vectors as tasks use it.
@@ -21,6 +23,9 @@ pub(crate) trait AsyncCache<K: Key>: Send + Sync + 'static {
     const EVICTS: bool = true;
 
     fn get(&self, key: &K) -> impl Future<Output = Option<Self::Found>> + Send;
+
+    /// The components of a hit, read through what the cache returned for it.
+    fn components(found: &Self::Found) -> &[f32];
 
     fn put(&self, key: K, value: EmbeddingVector) -> impl Future<Output = ()> + Send;
 
@@ -45,6 +50,12 @@ pub(crate) fn visit_async<K: TextKey + Baseline>(ours: Ours, visitor: &mut impl 
     peers::visit(&mut Plainly(&mut Wrap(&mut *visitor)));
     references::visit(&mut Plainly(&mut Wrap(&mut *visitor)));
     K::baseline(visitor);
+    peers::visit_with_own_hash(&mut Plainly(&mut Wrap(&mut *visitor)));
+    let policy = EvictionPolicy::default();
+    let make = move |limits: &Limits| {
+        Door::<K>::new(&Limits { time_to_live: Some(LONG), ..*limits }, policy)
+    };
+    visitor.visit(format!("{DOOR} ({TIME_TO_LIVE})"), make);
 }
 
 /// A key that the single-lock baseline may have.
@@ -89,6 +100,11 @@ impl<K: Key, C: Cache<K, EmbeddingVector>> AsyncCache<K> for Called<C> {
         self.0.get(key)
     }
 
+    #[inline(always)]
+    fn components(found: &C::Found) -> &[f32] {
+        C::components(found)
+    }
+
     async fn put(&self, key: K, value: EmbeddingVector) {
         self.0.put(key, value);
     }
@@ -114,6 +130,11 @@ impl<K: Key> AsyncCache<K> for Future_<K> {
         self.0.get(key).await
     }
 
+    #[inline(always)]
+    fn components(found: &Components) -> &[f32] {
+        found
+    }
+
     async fn put(&self, key: K, value: EmbeddingVector) {
         self.0.insert(key, value.into_shared()).await;
     }
@@ -128,6 +149,11 @@ impl AsyncCache<CacheKey> for SingleLockCache {
 
     async fn get(&self, key: &CacheKey) -> Option<Vec<f32>> {
         self.get(key).await
+    }
+
+    #[inline(always)]
+    fn components(found: &Vec<f32>) -> &[f32] {
+        found
     }
 
     async fn put(&self, key: CacheKey, value: EmbeddingVector) {

@@ -62,6 +62,9 @@ pub(crate) trait Cache<K: Key, V: Value>: Send + Sync + 'static {
 
     fn get(&self, key: &K) -> Option<Self::Found>;
 
+    /// The components of a hit, read through what the cache returned for it.
+    fn components(found: &Self::Found) -> &[f32];
+
     /// Stores or replaces.
     fn put(&self, key: K, value: V);
 
@@ -124,6 +127,41 @@ pub(crate) fn visit_with_door<K: TextKey>(
     }
     visit(ours, &mut Plainly(visitor));
 }
+
+/// Shows, beside those, the others with the hash functions that their users get, and what knows a
+/// time-to-live with a long one.
+pub(crate) fn visit_with_variants<K: TextKey>(
+    ours: Ours,
+    visitor: &mut impl Visitor<K, EmbeddingVector>,
+) {
+    visit_with_door(ours, visitor);
+    peers::visit_with_own_hash(&mut Plainly(&mut *visitor));
+    let policy = EvictionPolicy::default();
+    let visitor = &mut Expiring(visitor);
+    visitor.visit(DOOR.to_owned(), move |limits| Door::<K>::new(limits, policy));
+    let visitor = &mut Plainly(visitor);
+    visitor.visit(CORE.to_owned(), move |limits| Core::new(limits, policy));
+    peers::visit_that_expire(visitor);
+}
+
+/// Shows caches with a time-to-live that no entry reaches.
+struct Expiring<'a, T>(&'a mut T);
+
+impl<K: Key, V: Value, T: Visitor<K, V>> Visitor<K, V> for Expiring<'_, T> {
+    fn visit<C: Cache<K, V>>(
+        &mut self,
+        name: String,
+        make: impl Fn(&Limits) -> C + Send + Sync + 'static,
+    ) {
+        self.0.visit(format!("{name} ({TIME_TO_LIVE})"), move |limits| {
+            make(&Limits { time_to_live: Some(LONG), ..*limits })
+        });
+    }
+}
+
+/// How a cache whose entries expire is told from the same without.
+const TIME_TO_LIVE: &str = "time-to-live";
+const LONG: Duration = Duration::from_secs(60 * 60);
 
 /// Shows every cache that can limit bytes, and some that cannot.
 pub(crate) fn visit_weighing<K: TextKey>(

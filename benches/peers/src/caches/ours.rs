@@ -57,6 +57,11 @@ impl<K: Key, V: Value> Cache<K, V> for Core<K, V> {
     }
 
     #[inline(always)]
+    fn components(found: &V) -> &[f32] {
+        found.components()
+    }
+
+    #[inline(always)]
     fn put(&self, key: K, value: V) {
         self.0.insert(key, value).expect(STORED);
     }
@@ -104,6 +109,11 @@ impl<K: TextKey> Cache<K, EmbeddingVector> for Door<K> {
     }
 
     #[inline(always)]
+    fn components(found: &EmbeddingVector) -> &[f32] {
+        found
+    }
+
+    #[inline(always)]
     fn put(&self, key: K, value: EmbeddingVector) {
         self.0.put_blocking(key, value).expect(STORED);
     }
@@ -128,6 +138,11 @@ impl<K: TextKey> AsyncCache<K> for Door<K> {
     #[inline(always)]
     fn get(&self, key: &K) -> impl Future<Output = Option<EmbeddingVector>> + Send {
         self.0.get(key)
+    }
+
+    #[inline(always)]
+    fn components(found: &EmbeddingVector) -> &[f32] {
+        found
     }
 
     #[inline(always)]

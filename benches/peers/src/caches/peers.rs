@@ -1,24 +1,56 @@
 //! The caches of others that evict.
 
+use std::hash::{BuildHasher, BuildHasherDefault, RandomState};
 use std::marker::PhantomData;
 
 use foyer_memory::{CacheEntry, CacheProperties, EvictionConfig, LruConfig, S3FifoConfig};
 use mini_moka::sync::ConcurrentCacheExt;
 use quick_cache::sync::DefaultLifecycle;
 use quick_cache::{UnitWeighter, Weighter};
+use twox_hash::XxHash64;
 
 use super::{Cache, Hasher, Limits, Visitor};
 use crate::keys::{Key, Value};
 
+/// A hash function that a cache can be made with.
+pub(crate) trait Hashing: BuildHasher + Clone + Default + Send + Sync + 'static {}
+
+impl<H: BuildHasher + Clone + Default + Send + Sync + 'static> Hashing for H {}
+
+/// What foyer hashes with unless it is told otherwise.
+type FoyerHasher = BuildHasherDefault<XxHash64>;
+
 pub(super) fn visit<K: Key, V: Value>(visitor: &mut impl Visitor<K, V>) {
     visitor.visit("quick_cache".to_owned(), Quick::<K, V, Unit>::new);
-    visitor.visit("moka".to_owned(), Moka::new);
-    let foyer =
-        |policy: fn() -> EvictionConfig| move |limits: &Limits| Foyer::new(limits, policy());
-    visitor.visit("foyer S3-FIFO".to_owned(), foyer(|| S3FifoConfig::default().into()));
-    visitor.visit("foyer LRU".to_owned(), foyer(|| LruConfig::default().into()));
-    visitor.visit("mini-moka".to_owned(), MiniMoka::new);
-    visitor.visit("scc".to_owned(), Scc::new);
+    visitor.visit("moka".to_owned(), Moka::<K, V, Hasher>::new);
+    visitor.visit("foyer S3-FIFO".to_owned(), foyer::<K, V, Hasher>(s3_fifo));
+    visitor.visit("foyer LRU".to_owned(), foyer::<K, V, Hasher>(|| LruConfig::default().into()));
+    visitor.visit("mini-moka".to_owned(), MiniMoka::<K, V, Hasher>::new);
+    visitor.visit("scc".to_owned(), Scc::<K, V, Hasher>::new);
+}
+
+/// Shows those whose own hash function is another one, with it. That of `quick_cache` is aHash, too.
+pub(super) fn visit_with_own_hash<K: Key, V: Value>(visitor: &mut impl Visitor<K, V>) {
+    visitor.visit("moka (SipHash)".to_owned(), Moka::<K, V, RandomState>::new);
+    visitor.visit("foyer S3-FIFO (xxHash)".to_owned(), foyer::<K, V, FoyerHasher>(s3_fifo));
+    visitor.visit("mini-moka (SipHash)".to_owned(), MiniMoka::<K, V, RandomState>::new);
+    visitor.visit("scc (SipHash)".to_owned(), Scc::<K, V, RandomState>::new);
+}
+
+/// Shows those that know a time-to-live.
+pub(super) fn visit_that_expire<K: Key, V: Value>(visitor: &mut impl Visitor<K, V>) {
+    visitor.visit("moka".to_owned(), Moka::<K, V, Hasher>::new);
+    visitor.visit("mini-moka".to_owned(), MiniMoka::<K, V, Hasher>::new);
+}
+
+fn s3_fifo() -> EvictionConfig {
+    S3FifoConfig::default().into()
+}
+
+fn foyer<K: Key, V: Value, H: Hashing>(
+    policy: fn() -> EvictionConfig,
+) -> impl Fn(&Limits) -> Foyer<K, V, H> + Send + Sync + 'static {
+    move |limits| Foyer::new(limits, policy())
 }
 
 /// What an entry weighs where bytes are limited.
@@ -79,6 +111,11 @@ impl<K: Key, V: Value, W: Weighing<K, V>> Cache<K, V> for Quick<K, V, W> {
     }
 
     #[inline(always)]
+    fn components(found: &V) -> &[f32] {
+        found.components()
+    }
+
+    #[inline(always)]
     fn put(&self, key: K, value: V) {
         self.cache.insert(key, value);
     }
@@ -88,9 +125,9 @@ impl<K: Key, V: Value, W: Weighing<K, V>> Cache<K, V> for Quick<K, V, W> {
     }
 }
 
-pub(crate) struct Moka<K, V>(moka::sync::Cache<K, V, Hasher>);
+pub(crate) struct Moka<K, V, H>(moka::sync::Cache<K, V, H>);
 
-impl<K: Key, V: Value> Moka<K, V> {
+impl<K: Key, V: Value, H: Hashing> Moka<K, V, H> {
     fn new(limits: &Limits) -> Self {
         let mut builder = moka::sync::Cache::builder();
         builder = match limits.bytes {
@@ -103,11 +140,11 @@ impl<K: Key, V: Value> Moka<K, V> {
         if let Some(time_to_live) = limits.time_to_live {
             builder = builder.time_to_live(time_to_live);
         }
-        Self(builder.build_with_hasher(Hasher::default()))
+        Self(builder.build_with_hasher(H::default()))
     }
 }
 
-impl<K: Key, V: Value> Cache<K, V> for Moka<K, V> {
+impl<K: Key, V: Value, H: Hashing> Cache<K, V> for Moka<K, V, H> {
     type Found = V;
 
     const EXPIRES: bool = true;
@@ -115,6 +152,11 @@ impl<K: Key, V: Value> Cache<K, V> for Moka<K, V> {
     #[inline(always)]
     fn get(&self, key: &K) -> Option<V> {
         self.0.get(key)
+    }
+
+    #[inline(always)]
+    fn components(found: &V) -> &[f32] {
+        found.components()
     }
 
     #[inline(always)]
@@ -135,14 +177,16 @@ impl<K: Key, V: Value> Cache<K, V> for Moka<K, V> {
     }
 }
 
-pub(crate) struct Foyer<K: Key, V: Value>(foyer_memory::Cache<K, V, Hasher, CacheProperties>);
+pub(crate) struct Foyer<K: Key, V: Value, H: Hashing>(
+    foyer_memory::Cache<K, V, H, CacheProperties>,
+);
 
-impl<K: Key, V: Value> Foyer<K, V> {
+impl<K: Key, V: Value, H: Hashing> Foyer<K, V, H> {
     fn new(limits: &Limits, policy: EvictionConfig) -> Self {
         let capacity = limits.bytes.map_or(limits.entries, |bytes| bytes as usize);
         let builder = foyer_memory::CacheBuilder::new(capacity)
             .with_eviction_config(policy)
-            .with_hash_builder(Hasher::default());
+            .with_hash_builder(H::default());
         Self(match limits.bytes {
             None => builder.build(),
             Some(_) => {
@@ -154,12 +198,17 @@ impl<K: Key, V: Value> Foyer<K, V> {
 
 /// A hit is a handle to its entry: cheaper than to clone the value out of it, and it dereferences
 /// to the value just as well.
-impl<K: Key, V: Value> Cache<K, V> for Foyer<K, V> {
-    type Found = CacheEntry<K, V, Hasher, CacheProperties>;
+impl<K: Key, V: Value, H: Hashing> Cache<K, V> for Foyer<K, V, H> {
+    type Found = CacheEntry<K, V, H, CacheProperties>;
 
     #[inline(always)]
     fn get(&self, key: &K) -> Option<Self::Found> {
         self.0.get(key)
+    }
+
+    #[inline(always)]
+    fn components(found: &Self::Found) -> &[f32] {
+        found.value().components()
     }
 
     #[inline(always)]
@@ -172,9 +221,9 @@ impl<K: Key, V: Value> Cache<K, V> for Foyer<K, V> {
     }
 }
 
-pub(crate) struct MiniMoka<K, V>(mini_moka::sync::Cache<K, V, Hasher>);
+pub(crate) struct MiniMoka<K, V, H>(mini_moka::sync::Cache<K, V, H>);
 
-impl<K: Key, V: Value> MiniMoka<K, V> {
+impl<K: Key, V: Value, H: Hashing> MiniMoka<K, V, H> {
     fn new(limits: &Limits) -> Self {
         let mut builder = mini_moka::sync::Cache::builder();
         builder = match limits.bytes {
@@ -187,11 +236,11 @@ impl<K: Key, V: Value> MiniMoka<K, V> {
         if let Some(time_to_live) = limits.time_to_live {
             builder = builder.time_to_live(time_to_live);
         }
-        Self(builder.build_with_hasher(Hasher::default()))
+        Self(builder.build_with_hasher(H::default()))
     }
 }
 
-impl<K: Key, V: Value> Cache<K, V> for MiniMoka<K, V> {
+impl<K: Key, V: Value, H: Hashing> Cache<K, V> for MiniMoka<K, V, H> {
     type Found = V;
 
     const EXPIRES: bool = true;
@@ -199,6 +248,11 @@ impl<K: Key, V: Value> Cache<K, V> for MiniMoka<K, V> {
     #[inline(always)]
     fn get(&self, key: &K) -> Option<V> {
         self.0.get(key)
+    }
+
+    #[inline(always)]
+    fn components(found: &V) -> &[f32] {
+        found.components()
     }
 
     #[inline(always)]
@@ -220,18 +274,18 @@ impl<K: Key, V: Value> Cache<K, V> for MiniMoka<K, V> {
 }
 
 /// Rounds its capacity up to a power of two, so it may hold up to twice as much as the others.
-pub(crate) struct Scc<K, V>(scc::HashCache<K, V, Hasher>);
+pub(crate) struct Scc<K, V, H: BuildHasher>(scc::HashCache<K, V, H>);
 
-impl<K: Key, V: Value> Scc<K, V> {
+impl<K: Key, V: Value, H: Hashing> Scc<K, V, H> {
     fn new(limits: &Limits) -> Self {
         // All of it at once: as long as it grows, it evicts although there is room.
         let (least, most) = (limits.entries, limits.entries);
-        Self(scc::HashCache::with_capacity_and_hasher(least, most, Hasher::default()))
+        Self(scc::HashCache::with_capacity_and_hasher(least, most, H::default()))
     }
 }
 
 /// `get` and not `read`, which would tell the order of eviction nothing.
-impl<K: Key, V: Value> Cache<K, V> for Scc<K, V> {
+impl<K: Key, V: Value, H: Hashing> Cache<K, V> for Scc<K, V, H> {
     type Found = V;
 
     const WEIGHS: bool = false;
@@ -239,6 +293,11 @@ impl<K: Key, V: Value> Cache<K, V> for Scc<K, V> {
     #[inline(always)]
     fn get(&self, key: &K) -> Option<V> {
         self.0.get_sync(key).map(|entry| entry.get().clone())
+    }
+
+    #[inline(always)]
+    fn components(found: &V) -> &[f32] {
+        found.components()
     }
 
     #[inline(always)]

@@ -28,6 +28,11 @@ impl<K: Key, C: Cache<K, Components>> Cache<K, EmbeddingVector> for Plain<C> {
     }
 
     #[inline(always)]
+    fn components(found: &C::Found) -> &[f32] {
+        C::components(found)
+    }
+
+    #[inline(always)]
     fn put(&self, key: K, value: EmbeddingVector) {
         self.0.put(key, value.into_shared());
     }
@@ -67,5 +72,10 @@ impl Value for Components {
     fn heap(&self) -> u64 {
         // The components and the two counts in front of them.
         4 * self.len() as u64 + 16
+    }
+
+    #[inline(always)]
+    fn components(&self) -> &[f32] {
+        self
     }
 }

@@ -13,8 +13,18 @@ pub(super) const SINGLE_LOCK: &str = "SingleLockCache";
 pub(crate) const NOTHING: &str = "no cache";
 
 /// All of them, those of the replays included.
-pub(super) const NAMES: [&str; 6] =
-    [LOCKED, SINGLE_LOCK, NOTHING, "exact LRU", "exact FIFO", "optimum"];
+pub(super) const NAMES: [&str; 10] = [
+    LOCKED,
+    SINGLE_LOCK,
+    NOTHING,
+    "exact LRU",
+    "exact FIFO",
+    "W-TinyLFU (adaptive)",
+    "LIRS",
+    "MQ",
+    "Clock2Q+",
+    "optimum",
+];
 
 pub(super) fn visit<K: Key, V: Value>(visitor: &mut impl Visitor<K, V>) {
     visitor.visit(LOCKED.to_owned(), Locked::new);
@@ -38,6 +48,11 @@ impl<K: Key, V: Value> Cache<K, V> for Locked<K, V> {
     #[inline(always)]
     fn get(&self, key: &K) -> Option<V> {
         self.0.read().get(key).cloned()
+    }
+
+    #[inline(always)]
+    fn components(found: &V) -> &[f32] {
+        found.components()
     }
 
     #[inline(always)]

@@ -4,7 +4,8 @@
 //! sees fit. This crate's takes part with every policy. Capacities are 0.5, 1, 5, 10 and 25 % of a
 //! trace's unique ids; cells under 64 entries are left out.
 //!
-//! Beside them run exact LRU and FIFO, and Belady's optimum: of what is in the cache and what has
+//! Beside them run exact LRU and FIFO, policies that no peer offers (LIRS, MQ, `Clock2Q+`, W-TinyLFU with
+//! an adaptive window), and Belady's optimum: of what is in the cache and what has
 //! just come, that leaves which is used again last. No cache that does not know the future can do
 //! better.
 //!
@@ -12,6 +13,7 @@
 //! power of two) is shown, but nobody is measured against it in that cell.
 
 mod bounds;
+mod policies;
 mod traces;
 
 use std::sync::Mutex;
@@ -76,6 +78,9 @@ fn replays(source: &Source) -> Samples {
         visit(Ours::EveryPolicy, &mut replay);
         replay.note("exact LRU", bounds::lru(&requests, capacity), capacity);
         replay.note("exact FIFO", bounds::fifo(&requests, capacity), capacity);
+        for (name, hits) in policies::ALL {
+            replay.note(name, hits(&requests, capacity), capacity);
+        }
         replay.note("optimum", bounds::optimum(&requests, capacity), capacity);
     }
     samples

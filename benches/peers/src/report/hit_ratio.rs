@@ -52,11 +52,24 @@ impl Ratios {
         rows.filter(|(cache, _)| Side::of(cache) == Side::Peer)
     }
 
+    /// The best of each cell, the references but the optimum included, `cache` itself apart.
+    pub(super) fn best_of_all(&self, cache: &str) -> Vec<f64> {
+        let rows = self.caches.iter().zip(&self.fair);
+        let others: Vec<_> = rows.filter(|(name, _)| is_policy(name) && *name != cache).collect();
+        let best = |at| others.iter().map(|(_, row)| row[at]).fold(f64::NAN, f64::max);
+        (0..self.cells.len()).map(best).collect()
+    }
+
     /// The best peer of each cell.
     pub(super) fn best(&self) -> Vec<f64> {
         let best = |at| self.peers().map(|(_, row): (_, &[f64])| row[at]).fold(f64::NAN, f64::max);
         (0..self.cells.len()).map(best).collect()
     }
+}
+
+/// Whether it is a policy at all: the optimum knows the future.
+fn is_policy(cache: &str) -> bool {
+    cache != OPTIMUM
 }
 
 pub(super) fn mean(numbers: &[f64]) -> f64 {
@@ -68,7 +81,7 @@ pub(super) fn tables(samples: &Samples) -> String {
     for group in samples.groups() {
         let ratios = Ratios::of(samples, &group);
         let _ = writeln!(text, "### {group} traces: {} cells\n", ratios.cells.len());
-        let _ = writeln!(text, "{}\n{}", summary(&ratios), by_cell(&ratios));
+        let _ = writeln!(text, "{}", summary(&ratios));
     }
     text + "Hit ratios in percent. *wins*: cells in which no other cache of the table had more, the \
             references apart. *excess*: cells in which a cache held over a tenth more than its \
@@ -97,17 +110,6 @@ fn summary(ratios: &Ratios) -> Table {
             if contends(cache) { wins(fair) } else { "–".to_owned() },
             excess.to_string(),
         ]);
-    }
-    table
-}
-
-fn by_cell(ratios: &Ratios) -> Table {
-    let columns = ["trace".to_owned(), "capacity".to_owned()];
-    let mut table = Table::new(columns.iter().chain(&ratios.caches));
-    for (at, cell) in ratios.cells.iter().enumerate() {
-        let head = [cell.scene.clone(), format!("{} %", cell.at)];
-        let figures = ratios.all.iter().map(|row| format!("{:.2}", row[at]));
-        table.row(head.into_iter().chain(figures));
     }
     table
 }

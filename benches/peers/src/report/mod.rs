@@ -36,7 +36,8 @@ pub(crate) fn write(out: &Path) -> Result<String, Box<dyn Error>> {
     };
     let mut text = "# embedding-cache beside its peers\n\n".to_owned();
     text += &fs::read_to_string(out.join("machine.md")).unwrap_or_default();
-    text += "\nMedians of interleaved rounds; in brackets the least and the greatest.\n\n";
+    text += "\nMedians of interleaved rounds. All of them, with the least and the greatest, are in the files \
+             `SECTION-medians.csv`.\n\n";
     let sections: [(&str, &Samples, Section); 5] = [
         ("Throughput", &measured.throughput, tables::throughput),
         ("Latency", &measured.latency, tables::latency),

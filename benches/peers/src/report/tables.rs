@@ -11,7 +11,7 @@ fn ours(caches: &[String]) -> Vec<String> {
     caches.iter().filter(|cache| Side::of(cache) == Side::Ours).cloned().collect()
 }
 
-/// Operations per second, and each of ours over the fastest peer.
+/// Each of ours over the fastest peer, by workload; what each cache does a second is in the CSV.
 pub(super) fn throughput(samples: &Samples) -> String {
     let mut text = String::new();
     let (rates, hits) = (samples.of_metric("per second"), samples.of_metric("hits %"));
@@ -20,26 +20,34 @@ pub(super) fn throughput(samples: &Samples) -> String {
         let of_group = rates.of_group(&group);
         let caches = of_group.caches();
         let ours = ours(&caches);
-        let _ = writeln!(text, "### {group}\n\nOperations per second.\n");
-        let mut table =
-            Table::new(["workload".to_owned(), "at once".to_owned()].iter().chain(&caches));
-        let columns = ["workload".to_owned(), "at once".to_owned(), "fastest peer".to_owned()];
-        let ratios = ours.iter().map(|cache| format!("{cache} ÷ it"));
-        let mut beside = Table::new(columns.into_iter().chain(ratios));
-        for cell in of_group.cells() {
-            let figures = of_group.of_cell(&cell);
-            let head = [cell.scene.clone(), cell.at.to_string()];
-            let median =
-                |cache: &String| figures.spread(cache).map_or("–".into(), |s| rate(s.median));
-            table.row(head.iter().cloned().chain(caches.iter().map(median)));
-            let Some(peer) = best_peer(&figures, f64::max) else { continue };
-            let ratio = |cache: &String| {
-                figures.ratio(cache, &peer).map_or("–".into(), |ratio| ratio.show(short))
+        let ats: Vec<_> = of_group.ats().iter().map(f64::to_string).collect();
+        let _ = writeln!(
+            text,
+            "### {group}\n\nOperations per second, as a part of the fastest peer's, with {} at once.\n",
+            ats.join(", ")
+        );
+        let mut table = Table::new(
+            ["workload", "fastest peer"].into_iter().chain(ours.iter().map(String::as_str)),
+        );
+        for scene in of_group.scenes() {
+            let cells: Vec<_> = of_group.of_scene(&scene).cells();
+            let fastest = |cell: &_| {
+                let figures = of_group.of_cell(cell);
+                let peer = best_peer(&figures, f64::max)?;
+                Some((figures, peer))
             };
-            let ratios: Vec<_> = ours.iter().map(ratio).collect();
-            beside.row(head.into_iter().chain([peer]).chain(ratios));
+            let fastest: Vec<_> = cells.iter().filter_map(fastest).collect();
+            let mut peers: Vec<&str> = fastest.iter().map(|(_, peer)| peer.as_str()).collect();
+            peers.dedup();
+            let ratios = ours.iter().map(|cache| {
+                let ratio = |(figures, peer): &(Samples, String)| {
+                    figures.ratio(cache, peer).map_or("–".into(), |ratio| short(ratio.median))
+                };
+                fastest.iter().map(ratio).collect::<Vec<_>>().join(" · ")
+            });
+            table.row([scene.clone(), peers.join(" · ")].into_iter().chain(ratios));
         }
-        let _ = writeln!(text, "{table}\n{beside}");
+        let _ = writeln!(text, "{table}");
         let of_group = hits.of_group(&group);
         let mean = |cache: &String| {
             let values = of_group.filtered(|sample| &sample.cache == cache);
@@ -80,7 +88,7 @@ pub(super) fn latency(samples: &Samples) -> String {
             for cache in of_scene.caches() {
                 let show = |metric: &str, show: fn(f64) -> String| {
                     let spread = of_scene.of_metric(metric).spread(&cache);
-                    spread.map_or("–".to_owned(), |spread| spread.show(show))
+                    spread.map_or("–".to_owned(), |spread| show(spread.median))
                 };
                 let median = |metric: &str| {
                     of_scene.of_metric(metric).spread(&cache).map_or(f64::NAN, |s| s.median)
@@ -142,7 +150,7 @@ pub(super) fn growth(samples: &Samples) -> String {
                 for cache in figures.caches() {
                     let cost = |&at: &f64| {
                         let spread = figures.filtered(|sample| sample.at == at).spread(&cache);
-                        spread.map_or("–".to_owned(), |spread| spread.show(|n| format!("{n:.0}")))
+                        spread.map_or("–".to_owned(), |spread| format!("{:.0}", spread.median))
                     };
                     table.row([cache.clone()].into_iter().chain(ats.iter().map(cost)));
                 }

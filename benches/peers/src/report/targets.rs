@@ -199,6 +199,19 @@ fn hit_ratio(samples: &Samples, verdicts: &mut Verdicts) {
             let under = mean(&best) - mean(row);
             let target = "mean ≤ 0.5 points under the best peer of each cell";
             push(target, format!("{under:+.2}"), under <= 0.5);
+            let best_of_all = ratios.best_of_all(cache);
+            let far = best_of_all.iter().zip(row).filter(|(best, own)| *best - *own > 1.0).count();
+            let found = format!(
+                "{far} of {}; mean {:.2} beside {:.2}",
+                row.len(),
+                mean(row),
+                mean(&best_of_all)
+            );
+            push(
+                "≤ 10 cells > 1 point under the best of all other policies there",
+                found,
+                far <= 10,
+            );
             let behind: Vec<_> = best.iter().zip(row).map(|(best, own)| best - own).collect();
             let far = behind.iter().filter(|&&points| points > 2.0).count();
             let share = 100.0 * far as f64 / behind.len() as f64;

@@ -139,6 +139,17 @@ impl<K, C, Face> Ready<K, C, Face> {
     }
 }
 
+/// The dot product, in eight sums that the compiler can keep in one register.
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [0.0; 8];
+    for (a, b) in a.chunks_exact(8).zip(b.chunks_exact(8)) {
+        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
+            *sum += a * b;
+        }
+    }
+    sums.iter().sum()
+}
+
 /// The workloads, once for threads and once for tasks: `$await` is nothing or `.await`, `$after` what
 /// comes after each operation and `$after_batch` what comes after each batch.
 macro_rules! perform {
@@ -151,6 +162,15 @@ macro_rules! perform {
                 for at in $ready.places($from, $many) {
                     let found = black_box(cache.get(&keys[at])$($await)*);
                     misses += u64::from(found.is_none());
+                    $after
+                }
+            }
+            Workload::ReadHits => {
+                let query = script.vector_of(0);
+                for at in $ready.places($from, $many) {
+                    let found = cache.get(&keys[at])$($await)*;
+                    misses += u64::from(found.is_none());
+                    black_box(found.map(|found| dot(query, C::components(&found))));
                     $after
                 }
             }

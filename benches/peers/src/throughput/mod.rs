@@ -5,6 +5,7 @@
 //! | hits 8 hot | gets of eight keys, of 20,000 that are there |
 //! | hits Zipf | gets over 20,000 keys that are all there, Zipf 0.99 |
 //! | hits uniform | gets over 200,000 keys that are all there |
+//! | hits Zipf + read | the same, and the dot product of each vector with another |
 //! | misses | gets of 200,000 other keys, in a cache of 20,000 |
 //! | 95/5, 50/50 | hits Zipf with 5 % or 50 % puts that replace the value of a key |
 //! | evict | get, else put, over 200,000 keys, Zipf 0.9, with room for 20,000 |
@@ -15,6 +16,9 @@
 //! one's is expected, as cheap to read as one that a server has just made. Driven by *threads*, a
 //! cache is used outside any runtime; by *tasks*, in a tokio runtime with two workers, each task
 //! yielding after 64 operations.
+//!
+//! *time-to-live*: with one of an hour, so that each get compares times and nothing expires. Those of the
+//! others whose own hash function is not aHash take part with it, too: `SipHash`, `xxHash`.
 //!
 //! `EmbeddingCache` also refuses vectors with NaN, and so reads every vector that is put: 3 KiB that
 //! no other cache looks at.
@@ -27,7 +31,7 @@ use std::sync::Arc;
 
 use embedding_cache::{CacheKey, ContentKey};
 
-use crate::caches::{Baseline, Ours, visit_async, visit_with_door};
+use crate::caches::{Baseline, Ours, visit_async, visit_with_variants};
 use crate::options::Options;
 use crate::sample::{Cell, Samples};
 use crate::turns;
@@ -58,7 +62,7 @@ fn of_key<K: Baseline>(options: &Options, crew: &Crew, samples: &mut Samples) {
             let caches = match by {
                 By::Threads => {
                     let mut gathered = Gathered::<K, Threaded>::new(&script);
-                    visit_with_door(ours, &mut gathered);
+                    visit_with_variants(ours, &mut gathered);
                     gathered.caches
                 }
                 By::Tasks => {

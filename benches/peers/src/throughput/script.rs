@@ -19,6 +19,7 @@ pub(crate) enum Workload {
     HotHits,
     ZipfHits,
     UniformHits,
+    ReadHits,
     Misses,
     Puts5,
     Puts50,
@@ -27,10 +28,11 @@ pub(crate) enum Workload {
 }
 
 impl Workload {
-    pub(crate) const ALL: [Self; 8] = [
+    pub(crate) const ALL: [Self; 9] = [
         Self::HotHits,
         Self::ZipfHits,
         Self::UniformHits,
+        Self::ReadHits,
         Self::Misses,
         Self::Puts5,
         Self::Puts50,
@@ -43,6 +45,7 @@ impl Workload {
             Self::HotHits => "hits 8 hot",
             Self::ZipfHits => "hits Zipf",
             Self::UniformHits => "hits uniform",
+            Self::ReadHits => "hits Zipf + read",
             Self::Misses => "misses",
             Self::Puts5 => "95/5",
             Self::Puts50 => "50/50",
@@ -120,7 +123,7 @@ impl<K: TextKey> Script<K> {
                 let apart = (few / 8) as u32;
                 Box::new(move |random| random.random_range(0..8) * apart)
             }
-            Workload::ZipfHits | Workload::Puts5 | Workload::Puts50 => {
+            Workload::ZipfHits | Workload::ReadHits | Workload::Puts5 | Workload::Puts50 => {
                 Box::new(zipf(few, 0.99, random))
             }
             Workload::UniformHits | Workload::Batches => {

@@ -1,0 +1,6 @@
+//! The tier in real directories.
+
+mod faults;
+mod keeping;
+mod start;
+mod support;
