@@ -149,11 +149,13 @@ impl Budget {
 pub(super) struct Reservation<'a> {
     budget: &'a Budget,
     held: Usage,
+    /// What it last could not cover.
+    missed: Usage,
 }
 
 impl<'a> Reservation<'a> {
     pub(super) fn new(budget: &'a Budget) -> Self {
-        Self { budget, held: Usage::default() }
+        Self { budget, held: Usage::default(), missed: Usage::default() }
     }
 
     /// Takes over the room of an entry that has just left its shard.
@@ -169,13 +171,20 @@ impl<'a> Reservation<'a> {
     /// limit stands in the way.
     pub(super) fn cover(&mut self, need: Usage) -> Result<(), Limit> {
         let Budget { entries, weight } = self.budget;
-        if !entries.cover(&mut self.held.entries, need.entries) {
-            return Err(Limit::Entries);
-        }
-        if !weight.cover(&mut self.held.weight, need.weight) {
-            return Err(Limit::Weight);
-        }
-        Ok(())
+        let limit = if !entries.cover(&mut self.held.entries, need.entries) {
+            Limit::Entries
+        } else if !weight.cover(&mut self.held.weight, need.weight) {
+            Limit::Weight
+        } else {
+            return Ok(());
+        };
+        self.missed = need;
+        Err(limit)
+    }
+
+    /// The need that [`cover`](Self::cover) last could not meet.
+    pub(super) fn missed(&self) -> Usage {
+        self.missed
     }
 
     /// Hands `amount` of what is held to an entry that now stands in a shard.

@@ -82,8 +82,8 @@ pub(super) enum Stored {
 /// What stands in the way of a put under the lock of its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NeedsRoom {
-    /// It needs this much, more than could be freed there: may be tried again.
-    NoRoom(Usage),
+    /// Its reservation has [missed](Reservation::missed) what it needs: may be tried again.
+    NoRoom,
     /// Something newer came since its value was loaded.
     Superseded,
 }
@@ -204,7 +204,7 @@ where
         if need != Usage::default()
             && !self.evict_until(put, reservation, need, shard, table, old, gone)
         {
-            return Err(NeedsRoom::NoRoom(need));
+            return Err(NeedsRoom::NoRoom);
         }
         let stored = if let Some(id) = old {
             let old = table.replace(id, value, ticket);
@@ -218,14 +218,15 @@ where
         } else {
             if table.is_full() {
                 // Four billion entries in one shard: one of them gives its slot.
-                let Some((entry, reason)) = table.evict_one(Limit::Entries, ticket.now, None, true)
-                else {
-                    return Err(NeedsRoom::NoRoom(need));
+                let victim = table.evict_one(Limit::Entries, ticket.now, None, true);
+                let Some((entry, reason)) = victim else {
+                    unreachable!("a table that is full has an entry to give")
                 };
                 take_victim(reservation, shard, entry, reason, Limit::Entries, gone);
             }
             let Some((key, value)) = entry.take() else { unreachable!("it is there, see above") };
-            table.insert(key, value, ticket);
+            // A copy, so that only an insertion puts what is known of it into memory.
+            table.insert(key, value, Ticket { ..ticket });
             reservation.spend(need);
             reservation.release();
             shard.counters.insertions.count();
@@ -294,20 +295,20 @@ where
                     (attempt, !gone.is_empty())
                 })
             });
-            let (need, freed) = match attempt {
+            let freed = match attempt {
                 None => {
                     return Err(ErrorKind::Timeout { operation: "insert", waited: wait.given() });
                 }
                 Some((Ok(stored), _)) => return Ok(stored),
                 Some((Err(NeedsRoom::Superseded), _)) => return Err(ErrorKind::Superseded),
-                Some((Err(NeedsRoom::NoRoom(need)), freed)) => (need, freed),
+                Some((Err(NeedsRoom::NoRoom), freed)) => freed,
             };
             if put.options.only_free_room {
                 return Err(contended(rounds));
             }
             // The limits may have been lowered since the put began.
             self.can_ever_fit(weight)?;
-            if self.take_elsewhere(put, &mut reservation, need, notifier, wait) || freed {
+            if self.take_elsewhere(put, &mut reservation, notifier, wait) || freed {
                 continue;
             }
             if !put.desperate {
@@ -351,18 +352,17 @@ where
         true
     }
 
-    /// With no lock held: takes room for `need` from other shards, and says whether anything was freed. Each
+    /// With no lock held: takes the room that was missed from other shards, and says whether anything was freed. Each
     /// shard's lock is tried once; if `desperate` it is waited for briefly, as readers that follow one
     /// another would keep a mere try out for ever.
     fn take_elsewhere<W: Wait>(
         &self,
         put: &Put<'_, K, V>,
         reservation: &mut Reservation<'_>,
-        need: Usage,
         notifier: &mut Notifier<'_, K, V>,
         wait: W,
     ) -> bool {
-        let all = self.shards.len();
+        let (all, need) = (self.shards.len(), reservation.missed());
         let mut freed = false;
         // Starting behind the own shard spreads the load: keys are spread evenly over shards.
         for step in 1..all {
