@@ -255,9 +255,10 @@ where
         let now = fresh_beyond.minus(self.config.table_config.grace);
         match table.state(id, entry, now) {
             State::Fresh => {
-                let value = entry.value.clone();
                 table.note_use(id, now);
                 let note = table.hit(id, entry);
+                // Not before: it would be kept in memory meanwhile.
+                let value = entry.value.clone();
                 drop(table);
                 self.hit_counters.count(at.number, Outcome::Hit);
                 if note == HitNote::Full {
