@@ -1,9 +1,9 @@
-//! The default hash function, under a name of our own, so that exchanging it breaks nobody.
+//! The default hash function, under a name of our own, so that exchanging it is no breaking change.
 
 use std::hash::{BuildHasher, Hasher};
 
-/// The default hash function of the caches: aHash with a random key for each cache, so that nobody
-/// outside can choose keys that collide.
+/// The default hash function of the caches: aHash with a random key for each cache, so that no
+/// client can choose keys that collide.
 #[derive(Debug, Clone)]
 pub struct DefaultHashBuilder(ahash::RandomState);
 
@@ -26,8 +26,8 @@ impl BuildHasher for DefaultHashBuilder {
 #[derive(Debug, Clone)]
 pub struct DefaultHasher(ahash::AHasher);
 
-/// Hands every width on, as aHash treats each in its own way.
-macro_rules! hand_on {
+/// Passes on each width by its own method, as aHash treats each in its own way.
+macro_rules! pass_on {
     ($($write:ident: $width:ty),*) => {
         impl Hasher for DefaultHasher {
             #[inline]
@@ -48,4 +48,4 @@ macro_rules! hand_on {
     };
 }
 
-hand_on!(write_u8: u8, write_u16: u16, write_u32: u32, write_u64: u64, write_u128: u128, write_usize: usize);
+pass_on!(write_u8: u8, write_u16: u16, write_u32: u32, write_u64: u64, write_u128: u128, write_usize: usize);

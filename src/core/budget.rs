@@ -14,6 +14,8 @@
 
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
+pub(super) use super::table::usage::{Limit, Usage};
+
 /// A counter and its maximum, on a cache line of their own.
 #[derive(Debug)]
 #[repr(align(128))]
@@ -62,40 +64,6 @@ impl Meter {
             debug_assert!(before >= less, "released {less} of {before}");
         }
     }
-}
-
-/// Some entries and their weight together.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) struct Usage {
-    pub(super) entries: u64,
-    pub(super) weight: u64,
-}
-
-impl Usage {
-    pub(super) const fn one(weight: u64) -> Self {
-        Self { entries: 1, weight }
-    }
-
-    pub(super) fn saturating_sub(self, other: Self) -> Self {
-        Self {
-            entries: self.entries.saturating_sub(other.entries),
-            weight: self.weight.saturating_sub(other.weight),
-        }
-    }
-}
-
-impl std::ops::AddAssign for Usage {
-    fn add_assign(&mut self, other: Self) {
-        self.entries += other.entries;
-        self.weight += other.weight;
-    }
-}
-
-/// Which limit stands in the way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Limit {
-    Entries,
-    Weight,
 }
 
 #[derive(Debug)]

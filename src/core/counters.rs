@@ -38,7 +38,7 @@ pub(super) struct Counters {
     evicted_by_weight: Owned,
     expired: Owned,
     pub(super) removals: Owned,
-    /// What the shard holds, for those who ask without its lock.
+    /// What the shard holds, for reading without its lock.
     entries: AtomicU64,
     weight: AtomicU64,
 }

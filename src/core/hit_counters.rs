@@ -14,7 +14,7 @@
 //! 4. A thread that has no number (more than [`NUMBERS`] threads live, or this one is already
 //!    tearing down) counts in cells of all such threads, by read-modify-writes.
 //!
-//! Orderings: relaxed. Whoever joins a thread sees its counts; a count publishes nothing.
+//! Orderings: relaxed. Joining a thread makes its counts visible; a count publishes nothing.
 
 // Not through `sync`: a scheduling point between load and store would model a race that (2) rules
 // out, as shuttle runs all its threads on one.

@@ -14,7 +14,6 @@ use super::make_room::{Attempt, InsertOptions, Put, Stored};
 use super::removal::Gone;
 use super::shard::Unlock;
 use super::table::State;
-use super::table::policy::Leave;
 use super::wait::{Forever, Try, Until, Wait};
 use super::{RemovalCause, ShardedCache};
 
@@ -256,7 +255,7 @@ where
             if !predicate(&entry.value) {
                 return None;
             }
-            let entry = table.take(id, Leave::Other)?;
+            let entry = table.take(id)?;
             self.budget.release(Usage::one(entry.weight));
             at.shard.counters.count_removal(RemovalCause::Removed);
             Some((entry.key, entry.value))

@@ -29,7 +29,6 @@ use super::RemovalCause;
 use super::budget::{Budget, Usage};
 use super::counters::Counters;
 use super::shard::BITE;
-use super::table::policy::Leave;
 use super::table::slots::SlotId;
 use super::table::{Entries, Table};
 
@@ -231,7 +230,7 @@ impl<K, V> Gone<K, V> {
         id: SlotId,
         cause: RemovalCause,
     ) -> Usage {
-        let Some(entry) = table.take(id, Leave::Other) else { return Usage::default() };
+        let Some(entry) = table.take(id) else { return Usage::default() };
         counters.count_removal(cause);
         self.push((entry.key, entry.value, cause));
         Usage::one(entry.weight)

@@ -3,7 +3,7 @@
 use crate::error::ErrorKind;
 use crate::vector::EmbeddingVector;
 
-use super::key::form::ModelName;
+use super::key::names::ModelName;
 use super::{EmbeddingKey, Stored};
 
 /// What a vector must be like. Checked outside the locks, before anything is changed.

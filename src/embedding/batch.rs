@@ -8,7 +8,7 @@ use crate::core::{GROUP, InsertOptions};
 use crate::error::{CacheError, InsertError};
 use crate::vector::EmbeddingVector;
 
-use super::key::form::Form;
+use super::key::repr::KeyRepr;
 use super::wait::Pace;
 use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
 
@@ -51,7 +51,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             if number > 0 {
                 pace.step().await;
             }
-            let probes: SmallVec<[K::Probe<'_>; GROUP]> = group.iter().map(Form::probe).collect();
+            let probes: SmallVec<[K::Probe<'_>; GROUP]> =
+                group.iter().map(KeyRepr::probe).collect();
             let attempt = |wait| inner.core.get_group(probes.iter(), wait, &mut push).then_some(());
             inner.waiters.wait(attempt).await;
         }

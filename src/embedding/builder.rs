@@ -10,7 +10,7 @@ use crate::hasher::DefaultHashBuilder;
 use crate::vector::EmbeddingVector;
 
 use super::admission::Admission;
-use super::key::form::ModelName;
+use super::key::names::ModelName;
 use super::{CacheKey, Components, EmbeddingCache, EmbeddingKey, Stored, weigh};
 
 /// Configures and makes an [`EmbeddingCache`]; from [`EmbeddingCache::builder`], or

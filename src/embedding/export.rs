@@ -8,7 +8,7 @@ use crate::core::{ExportIter, InsertOptions};
 use crate::error::CacheError;
 use crate::vector::EmbeddingVector;
 
-use super::key::form::Form;
+use super::key::repr::KeyRepr;
 use super::{Components, EmbeddingCache, EmbeddingKey, Stored};
 
 impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
@@ -146,7 +146,7 @@ impl<K: EmbeddingKey, S> Iterator for Entries<'_, K, S> {
 
     fn next(&mut self) -> Option<Self::Item> {
         let (key, components, life) = self.entries.next()?;
-        Some((<K as Form>::from_stored(&key), self.cache.inner.vector(components), life))
+        Some((<K as KeyRepr>::from_stored(&key), self.cache.inner.vector(components), life))
     }
 }
 

@@ -11,7 +11,7 @@ use crate::error::{CacheError, ErrorKind};
 use crate::timer::Interval;
 use crate::vector::EmbeddingVector;
 
-use super::key::form::{ModelName, TenantName};
+use super::key::names::{ModelName, TenantName};
 use super::load::call::catching;
 use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
 

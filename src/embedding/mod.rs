@@ -47,7 +47,7 @@ pub use snapshot::{Snapshot, SnapshotLoad, SnapshotProgress, SnapshotReport};
 
 use admission::Admission;
 use builder::Loading;
-use key::form::Form;
+use key::repr::KeyRepr;
 use load::{Inflight, Permits};
 use observe::Observer;
 use wait::Waiters;
@@ -67,7 +67,7 @@ fn weigh<K: EmbeddingKey>(key: &Stored<K>, components: &Components) -> u64 {
 }
 
 /// The form in which a cache stores a key.
-type Stored<K> = <K as Form>::Stored;
+type Stored<K> = <K as KeyRepr>::Stored;
 
 /// The form in which it stores a vector: whether that is finite is the same for all of them.
 type Components = Arc<[f32]>;

@@ -12,9 +12,9 @@ use smallvec::SmallVec;
 
 use super::heap::Heap;
 use super::index::SlotHash;
-use super::policy::{Links, List};
-use super::slots::{Chunked, SlotId};
-use crate::core::clock::Stamp;
+use super::list::{Links, List};
+use super::slots::{SlotId, Slots};
+use super::stamp::Stamp;
 
 /// Which time-to-live an entry was written with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,7 +67,7 @@ const LEAP: usize = 64;
 #[derive(Debug)]
 pub(in crate::core) struct Expiry {
     jitter: Jitter,
-    links: Chunked<Links>,
+    links: Slots<Links>,
     /// For each step, in the order of expiry, the next at the back.
     written: SmallVec<[List; 1]>,
     own: Heap,
@@ -77,7 +77,7 @@ impl Expiry {
     pub(in crate::core) fn new(jitter: Jitter) -> Self {
         Self {
             jitter,
-            links: Chunked::default(),
+            links: Slots::default(),
             written: SmallVec::from_elem(List::default(), jitter.steps()),
             own: Heap::default(),
         }
@@ -110,8 +110,8 @@ impl Expiry {
     /// Whether there are links for `slot`, or few enough missing.
     ///
     /// The first entry with the cache's time-to-live may come after a million with their own. The
-    /// links up to there are not made in one go, but [`LEAP`] each time; who comes until then stands
-    /// in the heap, as the others do.
+    /// links up to there are not made in one go, but [`LEAP`] each time; an entry that comes until then
+    /// stands in the heap, as the others do.
     fn can_link(&mut self, slot: SlotId) -> bool {
         let reached = self.links.len() + LEAP;
         let can = (slot.bits() as usize) < reached;
@@ -130,7 +130,7 @@ impl Expiry {
     }
 
     fn strike(&mut self, slot: SlotId, hash: SlotHash) {
-        if self.links.get(slot).is_some_and(|links| links.is_linked()) {
+        if List::holds(&self.links, slot) {
             self.written[self.jitter.step(hash)].remove(&mut self.links, slot);
         } else {
             self.own.remove(slot);
@@ -161,7 +161,7 @@ impl Expiry {
         let mut stamps = std::collections::BTreeMap::new();
         for (slot, expiry, hash) in occupied {
             stamps.insert(slot, (expiry, self.jitter.step(hash)));
-            let linked = self.links.get(slot).is_some_and(|links| links.is_linked());
+            let linked = List::holds(&self.links, slot);
             let own = self.own.moment_of(slot) == Some(expiry);
             assert!(!(linked && own), "{slot:?} expires twice");
             assert_eq!(linked || own, expiry != Stamp::NEVER, "{slot:?} is not scheduled");

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::policy::Policy;
 use super::slots::SlotId;
-use super::{Entry, Stamp, Table};
+use super::stamp::Stamp;
+use super::{Entry, Table};
 
 impl<K, V> Table<K, V> {
     /// How long an entry will be served, however much it is used; `None` if for ever.

@@ -11,8 +11,8 @@
 //! are, which took it up to a tenth of a second. Here nothing is given back before the table is
 //! dropped, and nothing is taken before the first slot comes.
 
-use super::slots::{Chunked, SlotId};
-use crate::core::clock::Stamp;
+use super::slots::{SEGMENT, SlotId, Slots, growth};
+use super::stamp::Stamp;
 
 /// Children of a node: those of place `p` are at `4p + 1` and the three after it.
 const CHILDREN: usize = 4;
@@ -22,8 +22,8 @@ pub(in crate::core) struct Heap {
     /// How many there are. What stands at this place and behind it in the two arrays is left over.
     len: usize,
     /// Apart from the slots, as together they would be padded to 16 bytes.
-    moments: Chunked<Stamp>,
-    slots: Chunked<SlotId>,
+    moments: Slots<Stamp>,
+    slots: Slots<SlotId>,
     places: Places,
 }
 
@@ -129,15 +129,9 @@ impl Heap {
     }
 }
 
-/// Slots of a segment, as a power of two.
-const BITS: u32 = 11;
-const SEGMENT: usize = 1 << BITS;
-/// A segment grows by an eighth of what there is, and by no more slots than these.
-const GROWTH: usize = 256;
-
 /// For each slot its place in the heap.
 ///
-/// Not [`Chunked`], which has no gaps: the first slot that comes may be the millionth, and to write
+/// Not [`Slots`], which has no gaps: the first slot that comes may be the millionth, and to write
 /// a million places then would take too long. Here a segment is written as far as a slot of it was
 /// in the heap.
 #[derive(Debug, Default)]
@@ -149,26 +143,22 @@ impl Places {
     /// In place of a place: not in the heap.
     const APART: u32 = u32::MAX;
 
-    const fn split(slot: SlotId) -> (usize, usize) {
-        ((slot.bits() >> BITS) as usize, slot.bits() as usize % SEGMENT)
-    }
-
     fn get(&self, slot: SlotId) -> Option<usize> {
-        let (segment, offset) = Self::split(slot);
+        let (segment, offset) = slot.split();
         let place = *self.segments.get(segment)?.get(offset)?;
         (place != Self::APART).then_some(place as usize)
     }
 
     /// Makes room for the place of `slot`.
     fn reach(&mut self, slot: SlotId) {
-        let (segment, offset) = Self::split(slot);
+        let (segment, offset) = slot.split();
         if segment >= self.segments.len() {
             self.segments.resize_with(segment + 1, Vec::new);
         }
         let segment = &mut self.segments[segment];
         let missing = (offset + 1).saturating_sub(segment.len());
         if missing > segment.capacity() - segment.len() {
-            let growth = (slot.bits() as usize / 8).clamp(4, GROWTH).max(missing);
+            let growth = growth(slot.bits() as usize).max(missing);
             segment.reserve_exact(growth.min(SEGMENT - segment.len()));
         }
         segment.extend(std::iter::repeat_n(Self::APART, missing));
@@ -176,7 +166,7 @@ impl Places {
 
     /// Notes the place of `slot`, which was [reached](Self::reach).
     fn set(&mut self, slot: SlotId, place: usize) {
-        let (segment, offset) = Self::split(slot);
+        let (segment, offset) = slot.split();
         self.segments[segment][offset] = place as u32;
     }
 
@@ -333,8 +323,7 @@ mod tests {
         for i in 0..if cfg!(miri) { 300 } else { 10_000 } {
             heap.insert(slot(i), moment(u64::from(i)));
             let room: usize = heap.places.segments.iter().map(Vec::capacity).sum();
-            let most = (i as usize / 8).clamp(4, GROWTH);
-            assert!(room <= heap.len() + most, "{room} places for {}", heap.len());
+            assert!(room <= heap.len() + growth(i as usize), "{room} places for {}", heap.len());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Which entries of a shard nobody has used for too long, without a scan.
+//! Which entries of a shard have not been used for too long, without a scan.
 //!
 //! A hit notes when it was, in a stamp beside the slot: one relaxed read-modify-write under the read
 //! lock, and only when the clock has moved on since the last. Reads judge by that stamp, so an idle
@@ -15,17 +15,17 @@ use std::time::Duration;
 
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::policy::{Links, List};
-use super::slots::{Chunked, SlotId};
-use crate::core::clock::{Span, Stamp};
+use super::list::{Links, List};
+use super::slots::{SlotId, Slots};
+use super::stamp::{Span, Stamp};
 
 /// Entries found used, and put in front again, under one lock hold at most.
 const LOOKS: usize = 64;
 
 #[derive(Debug, Default)]
 struct Use {
-    /// In nanoseconds of the clock. Relaxed: who finds an entry idle looks again under the write
-    /// lock before removing it, after all that readers have noted.
+    /// In nanoseconds of the clock. Relaxed: a reader that finds an entry idle looks again under the
+    /// write lock, after all that readers have noted, before it removes the entry.
     last: AtomicU64,
     /// When it was last put in front.
     listed: Stamp,
@@ -34,8 +34,8 @@ struct Use {
 #[derive(Debug)]
 pub(in crate::core) struct Idle {
     limit: Span,
-    uses: Chunked<Use>,
-    links: Chunked<Links>,
+    uses: Slots<Use>,
+    links: Slots<Links>,
     /// In the order of `listed`, the earliest at the back.
     order: List,
     /// The latest moment at which one was put in front: where the clock goes back, this one stands
@@ -48,8 +48,8 @@ impl Idle {
     pub(in crate::core) fn new(limit: Duration) -> Self {
         Self {
             limit: Span::of(limit),
-            uses: Chunked::default(),
-            links: Chunked::default(),
+            uses: Slots::default(),
+            links: Slots::default(),
             order: List::default(),
             latest: Stamp::ZERO,
             looks: LOOKS,
@@ -100,7 +100,7 @@ impl Idle {
     }
 
     pub(in crate::core) fn remove(&mut self, id: SlotId) {
-        if self.links.get(id).is_some_and(|links| links.is_linked()) {
+        if List::holds(&self.links, id) {
             self.order.remove(&mut self.links, id);
         }
     }
@@ -131,7 +131,7 @@ impl Idle {
     pub(in crate::core) fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {
         let mut all = 0;
         for id in occupied {
-            assert!(self.links[id].is_linked(), "{id:?} is never looked at");
+            assert!(List::holds(&self.links, id), "{id:?} is never looked at");
             all += 1;
         }
         assert_eq!(self.order.len(), all, "something empty is looked at");

@@ -3,23 +3,21 @@
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::str::FromStr;
-use std::sync::Arc;
 
 use equivalent::Equivalent;
 
 use crate::error::{CacheError, ErrorKind};
 
-use super::form::Form;
+use super::hex;
 use super::names::{ModelName, TenantName};
-use super::spec::KeySpec;
-use super::{halves, hex};
+use super::repr::{EmbeddingKey, KeyRepr, halves};
 
 /// What an embedding was computed from, in 32 bytes: no heap, copied like a number.
 ///
-/// Made by a [`KeySpec`] from [`ContentKey::for_model`], it holds a tag of the model (4 bytes), a tag
+/// Made by a [`KeySpec`](crate::KeySpec) from [`ContentKey::for_model`], it holds a tag of the model (4 bytes), a tag
 /// of the tenant (4 bytes, all zero without one) and 24 bytes of a SHA-256 over the text and every
 /// setting. Equal keys are equal texts with equal settings, but for a collision of 192 bits: after
-/// 2^64 texts, more than anybody embeds, the chance of a single one is 2^-65, and to make one on
+/// 2^64 texts, more than any service embeds, the chance of a single one is 2^-65, and to make one on
 /// purpose takes some 2^96 hashes. The tags only help to find the entries of a model or a tenant; two
 /// names with one tag mean that too much is invalidated, never that a wrong vector is returned. The
 /// bytes are specified in `docs/keys.md`, for other languages to make the same.
@@ -60,24 +58,6 @@ impl ContentKey {
     const LEN: usize = 32;
     /// Hexadecimal digits of a key.
     const DIGITS: usize = 2 * Self::LEN;
-
-    /// Starts to say what, beside the text, determines the vectors of `model`; see [`KeySpec`].
-    ///
-    /// `model` is the name without a revision, of any length; names are taken byte by byte.
-    /// `O(model)`, two allocations.
-    ///
-    /// # Examples
-    ///
-    /// ```
-    /// use embedding_cache::ContentKey;
-    ///
-    /// let spec = ContentKey::for_model("text-embedding-3-small").dimensions(512);
-    /// assert_ne!(spec.text("a"), spec.text("b"));
-    /// assert_eq!(spec.text("a"), spec.text("a"));
-    /// ```
-    pub fn for_model(model: impl Into<Arc<str>>) -> KeySpec<Self> {
-        KeySpec::new(model.into())
-    }
 
     /// The key with these bytes, which [`as_bytes`](Self::as_bytes) gave or another program computed.
     /// Every 32 bytes are a key. `O(1)`, no allocation.
@@ -295,7 +275,7 @@ impl Equivalent<ContentKey> for Borrowed<'_> {
     }
 }
 
-impl Form for ContentKey {
+impl KeyRepr for ContentKey {
     type Stored = Self;
     type Probe<'a> = Borrowed<'a>;
 
@@ -320,8 +300,8 @@ impl Form for ContentKey {
         0
     }
 
-    fn specified(key: Self, _model_version: &str) -> Self {
-        key
+    fn specified(bytes: [u8; 32], _model_version: &str) -> Self {
+        Self(bytes)
     }
 
     fn belongs_to_model(stored: &Self, model: &ModelName) -> bool {
@@ -360,4 +340,4 @@ impl Form for ContentKey {
     }
 }
 
-impl super::EmbeddingKey for ContentKey {}
+impl EmbeddingKey for ContentKey {}

@@ -16,7 +16,9 @@ pub(super) fn digits<const N: usize, const D: usize>(bytes: &[u8; N]) -> [u8; D]
 /// The bytes that lower-case `digits` stand for, if that is what they are.
 // Sixteen at a time, as this is on the way of every lookup. Range by range with saturation, after
 // Geoff Langdale and Wojciech Muła, "Parsing hex numbers with validation", 2022.
-#[inline]
+//
+// Always: see `Compact::of`, of which this is half.
+#[inline(always)]
 pub(super) fn bytes(digits: &[u8; 64]) -> Option<[u8; 32]> {
     let ([a, b, c, d], []) = digits.as_chunks::<16>() else { return None };
     let [a, b, c, d] = [a, b, c, d].map(|digits| values(*digits));

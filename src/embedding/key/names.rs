@@ -10,6 +10,14 @@ pub(super) type Tag = [u8; 4];
 /// The tag of a key without a tenant; the tag of no tenant.
 pub(super) const NO_TENANT: Tag = [0; 4];
 
+/// The 32 bytes of a key: the tags of model and tenant first, then as much of the digest as fits.
+pub(super) fn tagged((model, tenant): (Tag, Tag), mut digest: [u8; 32]) -> [u8; 32] {
+    digest.copy_within(..24, 8);
+    digest[..4].copy_from_slice(&model);
+    digest[4..8].copy_from_slice(&tenant);
+    digest
+}
+
 /// The tag of a model, by its name without a revision.
 pub(super) fn model_tag(name: impl AsRef<[u8]>) -> Tag {
     Framing::digest_of("embedding-cache model tag v1", name)

@@ -4,9 +4,11 @@ use std::fmt;
 use std::marker::PhantomData;
 use std::sync::Arc;
 
+use super::cache_key::CacheKey;
+use super::content_key::ContentKey;
 use super::framing::{Field, Framing};
-use super::names::{NO_TENANT, Tag, model_tag, tenant_tag};
-use super::{CacheKey, ContentKey, EmbeddingKey};
+use super::names::{NO_TENANT, Tag, model_tag, tagged, tenant_tag};
+use super::repr::EmbeddingKey;
 
 /// What a text is embedded for, where a model makes different vectors for different uses.
 ///
@@ -215,8 +217,51 @@ impl Settings {
     }
 }
 
+impl CacheKey {
+    /// Starts to say what, beside the text, determines the vectors of `model`; see [`KeySpec`]. Its
+    /// keys have the 64 hexadecimal digits of the corresponding [`ContentKey`] as `content_hash`, and
+    /// `model` or `model@revision` as `model_version`.
+    ///
+    /// `model` is the name without a revision; names are taken byte by byte. `O(model)`, two
+    /// allocations. Model and revision are part of the key, which a cache refuses over 1 MiB; nothing
+    /// else is limited.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use embedding_cache::CacheKey;
+    ///
+    /// let spec = CacheKey::for_model("e5-base").revision("1");
+    /// let key = spec.text("a text").with_chunk("7");
+    /// assert_eq!(key.model_version, "e5-base@1");
+    /// ```
+    pub fn for_model(model: impl Into<Arc<str>>) -> KeySpec<Self> {
+        KeySpec::new(model.into())
+    }
+}
+
+impl ContentKey {
+    /// Starts to say what, beside the text, determines the vectors of `model`; see [`KeySpec`].
+    ///
+    /// `model` is the name without a revision, of any length; names are taken byte by byte.
+    /// `O(model)`, two allocations.
+    ///
+    /// # Examples
+    ///
+    /// ```
+    /// use embedding_cache::ContentKey;
+    ///
+    /// let spec = ContentKey::for_model("text-embedding-3-small").dimensions(512);
+    /// assert_ne!(spec.text("a"), spec.text("b"));
+    /// assert_eq!(spec.text("a"), spec.text("a"));
+    /// ```
+    pub fn for_model(model: impl Into<Arc<str>>) -> KeySpec<Self> {
+        KeySpec::new(model.into())
+    }
+}
+
 impl<K: EmbeddingKey> KeySpec<K> {
-    pub(super) fn new(model: Arc<str>) -> Self {
+    fn new(model: Arc<str>) -> Self {
         let settings = Settings {
             model: Arc::clone(&model),
             revision: None,
@@ -378,12 +423,8 @@ impl<K: EmbeddingKey> KeySpec<K> {
         let spec = &*self.spec;
         let mut framing = spec.framing.clone();
         input(&mut framing);
-        let mut bytes = framing.finish();
-        // The tags first, then as much of the digest as fits.
-        bytes.copy_within(..24, 8);
-        bytes[..4].copy_from_slice(&spec.model_tag);
-        bytes[4..8].copy_from_slice(&spec.tenant_tag);
-        K::specified(ContentKey::from_bytes(bytes), &spec.model_version)
+        let bytes = tagged((spec.model_tag, spec.tenant_tag), framing.finish());
+        K::specified(bytes, &spec.model_version)
     }
 }
 

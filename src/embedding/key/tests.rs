@@ -1,6 +1,6 @@
 //! Which entries belong to a model or a tenant, for both kinds of keys in the form that is stored.
 
-use super::form::{ModelName, TenantName};
+use super::names::{ModelName, TenantName};
 use super::{CacheKey, ContentKey, EmbeddingKey, KeySpec};
 
 fn stored<K: EmbeddingKey>(key: &K) -> K::Stored {

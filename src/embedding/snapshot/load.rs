@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use crate::core::{Condition, InsertOptions, Until};
 use crate::embedding::era::Era;
-use crate::embedding::key::form::Form;
+use crate::embedding::key::repr::KeyRepr;
 use crate::embedding::{EmbeddingCache, EmbeddingKey};
 use crate::error::{CacheError, ErrorKind};
 use crate::vector::EmbeddingVector;
@@ -280,7 +280,7 @@ impl Load {
             return Ok(Count::Invalidated);
         }
         let vector = EmbeddingVector::from(components);
-        let Ok(stored) = <K as Form>::to_stored(&key) else { return Ok(Count::Refused) };
+        let Ok(stored) = <K as KeyRepr>::to_stored(&key) else { return Ok(Count::Refused) };
         if inner.admission.check::<K>(&stored, &vector).is_err() {
             return Ok(Count::Refused);
         }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::core::Exported;
-use crate::embedding::key::form::Form;
+use crate::embedding::key::repr::KeyRepr;
 use crate::embedding::{Components, EmbeddingCache, EmbeddingKey, Stored};
 use crate::error::{CacheError, ErrorKind};
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -233,7 +233,7 @@ fn write_record<K: EmbeddingKey>(
         // Never 0, which is for ever.
         now.saturating_add(u64::try_from(life.as_millis()).unwrap_or(u64::MAX)).max(1)
     });
-    let key = <K as Form>::from_stored(&key);
+    let key = <K as KeyRepr>::from_stored(&key);
     Record { key, components, expires_at }.write(bytes);
     bytes.len() <= MOST_PAYLOAD
 }

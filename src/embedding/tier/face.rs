@@ -4,7 +4,7 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::embedding::key::form::TenantName;
+use crate::embedding::key::names::TenantName;
 use crate::embedding::{EmbeddingCache, EmbeddingKey};
 use crate::error::{CacheError, ErrorKind};
 use crate::vector::EmbeddingVector;

@@ -27,7 +27,6 @@ pub use options::SecondTier;
 pub use stats::TierStats;
 
 pub(crate) use attached::{Attached, ToAttach};
-pub(crate) use key::texts_digest;
 pub(crate) use reader::ask;
 pub(crate) use saved::Fits;
 

@@ -17,7 +17,7 @@ use tokio::sync::Notify;
 
 use crate::core::{Condition, InsertOptions};
 use crate::embedding::era::Era;
-use crate::embedding::key::form::Form;
+use crate::embedding::key::repr::KeyRepr;
 use crate::embedding::{EmbeddingCache, EmbeddingKey, Inner};
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use crate::vector::EmbeddingVector;
@@ -376,7 +376,7 @@ async fn take<K: EmbeddingKey, S: BuildHasher>(
         }
     };
     let vector = EmbeddingVector::from(components);
-    let stored = <K as Form>::to_stored(&asked.key).ok()?;
+    let stored = <K as KeyRepr>::to_stored(&asked.key).ok()?;
     if inner.admission.check::<K>(&stored, &vector).is_err() {
         guard.counts.rejected(Rejected::Admission);
         return None;

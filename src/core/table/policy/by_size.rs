@@ -12,14 +12,14 @@
 //! The nodes stand in memory that only grows, and a list that has become empty is used again: nothing
 //! is given back to the allocator under the lock; see [`heap`](super::super::heap) for why.
 
-use super::super::slots::{Chunked, SlotId};
-use super::{Links, List};
+use super::super::list::{Links, List, validate_lists};
+use super::super::slots::{SlotId, Slots};
 
 #[derive(Debug, Default)]
 pub(in super::super) struct Sizes {
-    links: Chunked<Links>,
+    links: Slots<Links>,
     /// For each slot the number of the node in whose list it is.
-    listed: Chunked<u32>,
+    listed: Slots<u32>,
     tree: Tree,
 }
 
@@ -63,7 +63,7 @@ impl Sizes {
     pub(in super::super) fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {
         let nodes = self.tree.validate();
         let lists: Vec<_> = nodes.iter().map(|&node| &self.tree.nodes[node].list).collect();
-        super::validate_lists(&lists, &self.links, occupied);
+        validate_lists(&lists, &self.links, occupied);
         for node in nodes {
             let list = &self.tree.nodes[node].list;
             assert_ne!(list.len(), 0, "an empty list is kept");
@@ -87,14 +87,14 @@ const NOTHING: [SlotId; 2] = [SlotId::NONE; 2];
 /// The sizes, each once. A node is numbered as a slot is, as it stands in storage of the same kind.
 #[derive(Debug)]
 struct Tree {
-    nodes: Chunked<Node>,
+    nodes: Slots<Node>,
     root: SlotId,
     vacant: SlotId,
 }
 
 impl Default for Tree {
     fn default() -> Self {
-        Self { nodes: Chunked::default(), root: SlotId::NONE, vacant: SlotId::NONE }
+        Self { nodes: Slots::default(), root: SlotId::NONE, vacant: SlotId::NONE }
     }
 }
 

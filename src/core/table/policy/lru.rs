@@ -1,7 +1,7 @@
 //! Exact least-recently-used order, whose hits need only the read lock.
 //!
 //! A list in order of use would have to be relinked by each hit, under the write lock. Instead a
-//! hit notes its slot in a log of [`LOG`] places; whoever next takes the write lock for any reason
+//! hit notes its slot in a log of [`LOG`] places; the next holder of the write lock, for any reason,
 //! plays the log back first ([`Policy::drain_hits`]), so every decision is made on the exact order. The
 //! hit that finds the log full takes the write lock itself: one hit in 64, and none at all while
 //! one and the same entry is read.
@@ -12,8 +12,9 @@
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::super::index::SlotHash;
-use super::super::slots::{Chunked, SlotId};
-use super::{HitNote, Leave, Links, List, Policy, validate_lists};
+use super::super::list::{Links, List, validate_lists};
+use super::super::slots::{SlotId, Slots};
+use super::contract::{HitNote, Policy};
 
 /// Hits noted before one of them must take the write lock: 64 make that rare, and playing them
 /// back stays in the order of a microsecond.
@@ -24,7 +25,7 @@ struct Log {
     /// How many hits have claimed a place since the log was last played back, those that found
     /// none included. A claim is a read-modify-write, so the places follow one order.
     claimed: AtomicU32,
-    /// What the claimants wrote. `NONE` where one has claimed its place but not written yet, which
+    /// The slots that were hit. `NONE` where a hit has claimed its place but not written yet, which
     /// only other readers can see: the write lock waits for all of them.
     slots: [AtomicU32; LOG],
 }
@@ -40,7 +41,7 @@ impl Default for Log {
 
 #[derive(Debug, Default)]
 pub(in super::super) struct Lru {
-    links: Chunked<Links>,
+    links: Slots<Links>,
     /// The most recently used in front.
     order: List,
     log: Log,
@@ -102,7 +103,7 @@ impl Policy for Lru {
         }
     }
 
-    fn remove(&mut self, slot: SlotId, _: SlotHash, _: Leave) {
+    fn remove(&mut self, slot: SlotId) {
         self.order.remove(&mut self.links, slot);
     }
 

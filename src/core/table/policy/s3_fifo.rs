@@ -17,8 +17,9 @@
 use crate::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use super::super::index::SlotHash;
-use super::super::slots::{Chunked, SlotId};
-use super::{HitNote, Leave, Links, List, Policy, epoch_of, reach, validate_lists};
+use super::super::list::{Links, List, validate_lists};
+use super::super::slots::{SlotId, Slots};
+use super::contract::{HitNote, Policy, epoch_of};
 
 /// Uses are counted up to three: two bits, as in the paper.
 const MOST_USES: u8 = 3;
@@ -31,11 +32,11 @@ const LOOK: usize = 64;
 
 #[derive(Debug, Default)]
 pub(in super::super) struct S3Fifo {
-    links: Chunked<Links>,
+    links: Slots<Links>,
     /// Uses of each slot, and [`IN_MAIN`]. Under the read lock only the uses are written, and a
     /// use lost to a race of two hits is one of at most three; the queue changes under the write
     /// lock.
-    uses: Chunked<AtomicU8>,
+    uses: Slots<AtomicU8>,
     small: List,
     main: List,
     ghosts: Ghosts,
@@ -54,8 +55,17 @@ impl S3Fifo {
 
     /// Puts a slot that is in no queue into main, with `uses` left.
     fn push_main(&mut self, slot: SlotId, uses: u8) {
-        *reach(&mut self.uses, slot).get_mut() = IN_MAIN | uses;
+        *self.uses.reach(slot).get_mut() = IN_MAIN | uses;
         self.main.push_front(&mut self.links, slot);
+    }
+
+    /// Takes a slot out of its queue. Whether that was main.
+    #[inline]
+    fn leave(&mut self, slot: SlotId) -> bool {
+        let was_in_main = *self.uses[slot].get_mut() & IN_MAIN != 0;
+        let queue = if was_in_main { &mut self.main } else { &mut self.small };
+        queue.remove(&mut self.links, slot);
+        was_in_main
     }
 }
 
@@ -64,7 +74,7 @@ impl Policy for S3Fifo {
         if self.ghosts.take(hash) {
             self.push_main(slot, 0);
         } else {
-            *reach(&mut self.uses, slot).get_mut() = 0;
+            *self.uses.reach(slot).get_mut() = 0;
             self.small.push_front(&mut self.links, slot);
         }
     }
@@ -91,16 +101,15 @@ impl Policy for S3Fifo {
 
     fn drain_hits(&mut self, _: impl FnMut(SlotId)) {}
 
-    fn remove(&mut self, slot: SlotId, hash: SlotHash, leave: Leave) {
-        if *self.uses[slot].get_mut() & IN_MAIN != 0 {
-            self.main.remove(&mut self.links, slot);
-        } else {
-            self.small.remove(&mut self.links, slot);
-            if leave == Leave::Evicted {
-                // As many ghosts as main has entries when it is full.
-                let remembered = self.len() - self.len() / 10;
-                self.ghosts.remember(hash, remembered);
-            }
+    fn remove(&mut self, slot: SlotId) {
+        self.leave(slot);
+    }
+
+    fn evict(&mut self, slot: SlotId, hash: SlotHash) {
+        if !self.leave(slot) {
+            // As many ghosts as main has entries when it is full.
+            let remembered = self.len() - self.len() / 10;
+            self.ghosts.remember(hash, remembered);
         }
     }
 
@@ -285,7 +294,7 @@ mod tests {
             } else {
                 let victim = self.policy.victim(None).unwrap();
                 let place = victim.bits() as usize;
-                self.policy.remove(victim, hash(self.slots[place]), Leave::Evicted);
+                self.policy.evict(victim, hash(self.slots[place]));
                 self.slots[place] = key;
                 place
             };

@@ -4,7 +4,7 @@ use std::io::Write;
 use std::process::{Command, Stdio};
 
 use crate::CacheKey;
-use crate::embedding::key::form::Form;
+use crate::embedding::key::repr::KeyRepr;
 use crate::embedding::tier::namespace::Namespace;
 
 use super::*;

@@ -1,34 +1,32 @@
-//! A word for each slot: what is known of its entry, or that there is none.
+//! A word for each slot: what the policy knows of its entry, or that the slot is vacant.
 
 use wide::{i32x8, u32x8};
 
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
-use super::super::super::slots::{Chunked, SlotId};
-use super::super::reach;
+use super::super::super::slots::{SlotId, Slots};
 use super::measures::{Bin, Cell, Class, Weight, Worth};
-use super::runners_up::Order;
+use super::order::{Order, RUN};
 
-/// Neighbours that are drawn together: those whose traces stand in one line of the processor's
-/// cache.
+/// Neighbours that are drawn together: those whose words stand in one cache line.
 pub(super) const LINE: u32 = 16;
-/// Of those, so many are compared with vector instructions.
-pub(super) const RUN: usize = 8;
 
 /// What is known of an entry: from the top the tick of its last use, whether its key is in the
-/// sample, its class, and its weight. The class is where its bits are the offset of its row of worths.
+/// sample, its class, and its weight. The class stands where its bits are the offset of its row of
+/// worths.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct EntryMeta(u32);
 
 impl EntryMeta {
-    /// Of a slot without an entry. No entry has this class, so nothing need be asked to pass by it.
-    pub(super) const VACANT: Self = Self(Class::NOBODY.bits() << Self::CLASS);
+    /// Of a slot without an entry. No entry has this class, and its worth is more than that of any, so
+    /// a search for the worst passes by it without a branch.
+    pub(super) const VACANT: Self = Self(Class::VACANT.bits() << Self::CLASS);
 
     const CLASS: u32 = Weight::BITS;
     const SAMPLED: u32 = 1 << (Self::CLASS + Class::BITS);
     const TICK: u32 = Self::CLASS + Class::BITS + 1;
 
-    /// What of a tick goes into an [`Order`]: as many of its lower bits as there is room for.
+    /// Which bits of the word go into an [`Order`]: as many of the lower bits of the tick as have room.
     const REST: u32 = Self::TICK - RUN.ilog2();
     const REST_MASK: u32 = (1 << Order::WORTH) - RUN as u32;
 
@@ -108,11 +106,11 @@ impl EntryMeta {
 
     #[inline]
     pub(super) fn is_vacant(self) -> bool {
-        self.class() == Class::NOBODY
+        self.class() == Class::VACANT
     }
 }
 
-/// Traces of neighbours.
+/// The words of neighbours: a cache line.
 #[derive(Debug)]
 #[repr(align(64))]
 struct Line([AtomicU32; LINE as usize]);
@@ -124,29 +122,29 @@ impl Default for Line {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Traces(Chunked<Line>);
+pub(super) struct EntryMetas(Slots<Line>);
 
-impl Traces {
+impl EntryMetas {
     #[inline]
     fn at(slot: SlotId) -> (SlotId, usize) {
         (SlotId::from_bits(slot.bits() / LINE), (slot.bits() % LINE) as usize)
     }
 
-    /// The trace of a slot that has had an entry.
+    /// That of a slot that has had an entry.
     #[inline]
     pub(super) fn get(&self, slot: SlotId) -> EntryMeta {
         let (line, place) = Self::at(slot);
         EntryMeta(self.0[line].0[place].load(Relaxed))
     }
 
-    /// Under either lock: what two hits write at the same time is nearly the same.
+    /// Under either lock: two hits at the same time write nearly the same.
     #[inline]
-    pub(super) fn set(&self, slot: SlotId, trace: EntryMeta) {
+    pub(super) fn set(&self, slot: SlotId, meta: EntryMeta) {
         let (line, place) = Self::at(slot);
-        self.0[line].0[place].store(trace.0, Relaxed);
+        self.0[line].0[place].store(meta.0, Relaxed);
     }
 
-    /// The trace of an entry that leaves; its slot is vacant from now on.
+    /// That of an entry that leaves; its slot is vacant from now on.
     #[inline]
     pub(super) fn take(&mut self, slot: SlotId) -> EntryMeta {
         let (line, place) = Self::at(slot);
@@ -154,9 +152,9 @@ impl Traces {
     }
 
     #[inline]
-    pub(super) fn insert(&mut self, slot: SlotId, trace: EntryMeta) {
+    pub(super) fn insert(&mut self, slot: SlotId, meta: EntryMeta) {
         let (line, place) = Self::at(slot);
-        *reach(&mut self.0, line).0[place].get_mut() = trace.0;
+        *self.0.reach(line).0[place].get_mut() = meta.0;
     }
 
     /// How many [`line`](Self::line)s there are.
@@ -173,7 +171,7 @@ impl Traces {
     }
 }
 
-/// The traces of neighbours, for whom things are computed all at once: a third of the instructions.
+/// The words of neighbours, for which everything is computed at once: a third of the instructions.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Run(u32x8);
 
@@ -190,7 +188,7 @@ impl Run {
         Cell::of_each(self.0 >> EntryMeta::CLASS, fourfold)
     }
 
-    /// When each leaves, if they are worth so much.
+    /// In which order each leaves, if they are worth so much.
     #[inline]
     pub(super) fn orders(self, worths: [Worth; RUN], now: u32) -> i32x8 {
         let youth = !self.since(now) >> EntryMeta::REST & u32x8::splat(EntryMeta::REST_MASK);
@@ -220,58 +218,57 @@ mod tests {
         for (age, sampled, weight) in
             AGES.into_iter().flat_map(|age| [(age, false, 1), (age, true, 1 << 20)])
         {
-            let trace = EntryMeta::new(NOW - age, sampled, class(), Weight::of(weight));
-            assert_eq!((trace.age(NOW), trace.is_sampled()), (age, sampled));
-            assert_eq!(trace.last_use(NOW), (NOW - age, class()));
-            assert_eq!((trace.weight(), trace.is_vacant()), (Weight::of(weight), false));
-            assert_eq!(trace.bin(NOW).index(), Bin::of(age).index(), "{age}");
+            let meta = EntryMeta::new(NOW - age, sampled, class(), Weight::of(weight));
+            assert_eq!((meta.age(NOW), meta.is_sampled()), (age, sampled));
+            assert_eq!(meta.last_use(NOW), (NOW - age, class()));
+            assert_eq!((meta.weight(), meta.is_vacant()), (Weight::of(weight), false));
+            assert_eq!(meta.bin(NOW).index(), Bin::of(age).index(), "{age}");
 
-            let used = trace.used(NOW, Class::NEW.after(1));
+            let used = meta.used(NOW, Class::NEW.after(1));
             assert_eq!(used.last_use(NOW), (NOW, Class::NEW.after(1)));
             assert_eq!((used.weight(), used.is_sampled()), (Weight::of(weight), sampled));
 
-            let weighing = trace.weighing(Weight::of(77));
+            let weighing = meta.weighing(Weight::of(77));
             assert_eq!(weighing.weight(), Weight::of(77));
-            assert_eq!(weighing.last_use(NOW), trace.last_use(NOW));
+            assert_eq!(weighing.last_use(NOW), meta.last_use(NOW));
         }
         // Ticks wrap around, in the word and as a whole.
         for now in [0, 5, 1 << 19, u32::MAX] {
-            let trace = EntryMeta::new(now.wrapping_sub(9), false, class(), Weight::of(1));
-            assert_eq!(trace.last_use(now), (now.wrapping_sub(9), class()));
+            let meta = EntryMeta::new(now.wrapping_sub(9), false, class(), Weight::of(1));
+            assert_eq!(meta.last_use(now), (now.wrapping_sub(9), class()));
         }
     }
 
     #[test]
     fn slots_are_vacant_until_they_are_filled_and_once_they_are_left() {
-        let mut traces = Traces::default();
-        let (slot, trace) =
-            (SlotId::from_bits(37), EntryMeta::new(7, true, class(), Weight::of(3)));
-        traces.insert(slot, trace);
-        assert_eq!(traces.lines(), 3);
-        assert_eq!(traces.get(slot).0, trace.0);
+        let mut metas = EntryMetas::default();
+        let (slot, meta) = (SlotId::from_bits(37), EntryMeta::new(7, true, class(), Weight::of(3)));
+        metas.insert(slot, meta);
+        assert_eq!(metas.lines(), 3);
+        assert_eq!(metas.get(slot).0, meta.0);
         assert!(
             (32..48)
                 .filter(|&other| other != 37)
-                .all(|other| { traces.get(SlotId::from_bits(other)).is_vacant() })
+                .all(|other| { metas.get(SlotId::from_bits(other)).is_vacant() })
         );
-        traces.set(slot, trace.weighing(Weight::of(1)));
-        assert_eq!(traces.take(slot).0, trace.weighing(Weight::of(1)).0);
-        assert!(traces.get(slot).is_vacant());
+        metas.set(slot, meta.weighing(Weight::of(1)));
+        assert_eq!(metas.take(slot).0, meta.weighing(Weight::of(1)).0);
+        assert!(metas.get(slot).is_vacant());
     }
 
     #[test]
     fn neighbours_are_judged_as_each_alone_would_be() {
-        let mut traces = Traces::default();
+        let mut metas = EntryMetas::default();
         for (place, age) in (16..).zip(AGES) {
             let weight = Weight::of(1 << (place % 4));
-            let trace = EntryMeta::new(NOW - age, false, class(), weight);
-            traces.insert(SlotId::from_bits(place), trace);
+            let meta = EntryMeta::new(NOW - age, false, class(), weight);
+            metas.insert(SlotId::from_bits(place), meta);
         }
         let worths = std::array::from_fn(|place| Worth::of(0.001 * place as f32));
-        for (run, first) in traces.line(1).into_iter().zip([16, 24]) {
+        for (run, first) in metas.line(1).into_iter().zip([16, 24]) {
             let alone: [_; RUN] =
-                std::array::from_fn(|place| traces.get(SlotId::from_bits(first + place as u32)));
-            assert_eq!(run.cells(NOW), alone.map(|trace| trace.cell(NOW)));
+                std::array::from_fn(|place| metas.get(SlotId::from_bits(first + place as u32)));
+            assert_eq!(run.cells(NOW), alone.map(|meta| meta.cell(NOW)));
             assert_eq!(run.weights(), alone.map(EntryMeta::weight));
             let orders: [_; RUN] = std::array::from_fn(|place| {
                 Order::new(worths[place], alone[place].rest(NOW) | place as u32)

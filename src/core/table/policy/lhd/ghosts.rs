@@ -2,7 +2,7 @@
 //!
 //! Two memories, both of hashes and not of keys, so a mistaken one costs a worse place for an entry
 //! and never a wrong answer. [`Ghosts`] remembers most of those last used in the past four
-//! capacities, so that one who comes back goes on with the class it had. [`Sample`] remembers a
+//! capacities, so that a key that comes back goes on with the class it had. [`Sample`] remembers a
 //! fixed number of keys for 16 capacities, so that long waits are seen to their end.
 
 use super::super::super::index::SlotHash;
@@ -11,8 +11,8 @@ use super::measures::{Bin, Class, OLDEST, TICKS};
 
 /// Words looked at for a hash.
 const WAYS: usize = 4;
-/// Buckets of the sample that are looked through in a tick.
-const BITE: usize = 2;
+/// Buckets of the sample that are swept in a tick.
+const SWEPT: usize = 2;
 
 /// The bucket of a hash, by its upper bits; none if there are none.
 #[inline]
@@ -36,7 +36,7 @@ pub(super) struct Ghosts {
 impl Ghosts {
     /// Of the time, which wraps after eight capacities.
     const BITS: u32 = 5;
-    /// Ticks in a unit of it. The class of who comes back asks for no more.
+    /// Ticks in a unit of it. The class of a key that comes back needs no finer one.
     const UNIT: u32 = TICKS / 4;
     /// How long one is remembered: four capacities, where there is room. Two cost 0.15 points in
     /// replays, eight gain nothing.
@@ -122,16 +122,16 @@ impl Ghosts {
 }
 
 /// The keys whose waits are measured, chosen by their hash, so that all accesses to a key are seen
-/// or none. Of these a part is watched after they were evicted as well; for the others the wait is
-/// cut off then, which the life table allows for.
+/// or none. A part of these is watched after eviction as well; for the others the wait is cut off then,
+/// which the life table allows for.
 #[derive(Debug, Default)]
 pub(super) struct Sample {
     /// Those watched after they left, in buckets of four: from the top 23 bits of the hash, 31 of
     /// the tick of the last use, the bin up to which the wait was counted, the class; 0 is empty.
     gone: Box<[[u64; WAYS]]>,
-    /// The keys whose lot has none of these bits belong to the sample.
+    /// Keys whose [`draw`](Self::draw) has none of these bits belong to the sample.
     rarity: u32,
-    /// Those whose lot has none of these are watched after they left.
+    /// Those whose draw has none of these are watched after they left.
     every: u32,
     length: usize,
     /// The bucket to be looked through next.
@@ -140,8 +140,8 @@ pub(super) struct Sample {
 
 impl Sample {
     /// About as many entries of a shard belong to the sample: all of a small one. So many that most
-    /// of those that leave can be watched on, for 16 capacities: who is evicted is not like who
-    /// stays, so waits must not often end there. Eight times as many cost 0.1 points in replays.
+    /// of those that leave can be watched on, for 16 capacities. Evicted entries are unlike those that
+    /// stay, so waits must not often be cut off at the eviction. Eight times as many cost 0.1 points in replays.
     const HERE: usize = 128;
 
     const TICK: u32 = Class::BITS + Bin::BITS;
@@ -166,25 +166,25 @@ impl Sample {
         Bin::from_bits(word as u32 >> Class::BITS)
     }
 
-    /// The bits of which a lot may have none so that about one in so many is taken.
+    /// The bits of which a draw may have none so that about one in so many is taken.
     fn one_in(many: usize) -> u32 {
         (many.next_power_of_two() - 1) as u32
     }
 
     /// Bits that neither the bucket nor the shard is chosen by.
-    fn lot(hash: SlotHash) -> u32 {
+    fn draw(hash: SlotHash) -> u32 {
         hash.0.wrapping_mul(0x9E37_79B9).swap_bytes()
     }
 
     /// Whether a key of the sample is watched after it left.
     #[inline]
     fn watches(&self, hash: SlotHash) -> bool {
-        Self::lot(hash) & self.every == 0
+        Self::draw(hash) & self.every == 0
     }
 
     #[inline]
     pub(super) fn contains(&self, hash: SlotHash) -> bool {
-        Self::lot(hash) & self.rarity == 0
+        Self::draw(hash) & self.rarity == 0
     }
 
     /// Fits the sample to a shard that holds `length` entries and may watch `most` that left.
@@ -203,7 +203,7 @@ impl Sample {
     }
 
     /// An entry of the sample was evicted; it was last used at `tick`. If there is no place, the one
-    /// who left first is given up.
+    /// that left first is given up.
     #[inline]
     pub(super) fn left(
         &mut self,
@@ -227,10 +227,10 @@ impl Sample {
         }
     }
 
-    /// Counts how long some of those watched have waited by now, and gives up who has waited too
+    /// Counts how long some of those watched have waited by now, and gives up those that waited too
     /// long. Called once a tick, so all are looked at once in two capacities, fewer more often.
     pub(super) fn sweep(&mut self, learner: &Learner, now: u32) {
-        for _ in 0..self.gone.len().min(BITE) {
+        for _ in 0..self.gone.len().min(SWEPT) {
             self.cursor = if self.cursor + 1 < self.gone.len() { self.cursor + 1 } else { 0 };
             for word in &mut self.gone[self.cursor] {
                 if *word == 0 {

@@ -2,13 +2,13 @@
 //!
 //! # What is counted
 //!
-//! A key of the sample ([`Ghosts`](super::ghosts::Sample)) waits, from each access to the next. How
+//! A key of the sample ([`Sample`](super::ghosts::Sample)) waits, from each access to the next. How
 //! long is counted by its class and in bins of age, and in stretches: one **ends** if the next access
 //! came, or is cut off, when the entry is evicted and whenever the ghost is looked at; where it is
 //! cut the next one begins. That is what a life table is made of: of those that were there at an
 //! age, the part whose wait ended there (Kaplan and Meier 1958, in its actuarial form). That the
-//! cache evicts does not disturb it, as a ghost waits on; and those who have not come back yet count
-//! from the beginning, not only when their time is over (0.3 points in replays).
+//! cache evicts does not disturb it, as a ghost waits on. A key that has not come back yet counts from
+//! the beginning, not only when its time is over (0.3 points in replays).
 //!
 //! # What is made of it
 //!
@@ -19,12 +19,12 @@
 //! curve of the points `(S, H)` that is the steepest line from the point of `a` to one right of it,
 //! so all bins of a class are done in one go from the right, keeping the upper hull.
 //!
-//! # Who does it
+//! # When it is done
 //!
-//! Whoever inserts, one class at a time ([`step`](Learner::step)): some hundred additions, 512 times
-//! in a capacity. In doing so the counts of the class are decayed, so that what is known follows
-//! what is asked for, with a memory of about four capacities or 6,144 waits. Classes of a frequency
-//! of which nothing was counted since are passed over, and keep what they have.
+//! With insertions, one class at a time ([`step`](Learner::step)): some hundred additions, 512 times
+//! in a capacity. The same step decays the counts of the class, so that what is known follows what is
+//! asked for, with a memory of about four capacities or 6,144 waits. If nothing was counted of a
+//! frequency since the last time, its classes are passed over and keep what they have.
 //!
 //! # Orderings
 //!
@@ -140,7 +140,7 @@ pub(in crate::core) struct Learner {
     /// For each frequency, whether anything was counted since its classes were last learned, or they
     /// never were.
     news: [AtomicBool; FREQUENCIES],
-    /// Whether there was when the classes came up whose turn it is.
+    /// The value of `news` for the frequency whose turn it is, when that turn began.
     has_news: AtomicBool,
     /// How many waits have ended since counts were last decayed, up to [`ENOUGH`].
     seen: AtomicU32,
@@ -287,10 +287,10 @@ impl Learner {
     }
 }
 
-/// What to expect of those at risk in a bin where nobody has been seen yet: that who has waited
-/// long will wait longer still, and who was used more often, less. Without it what is hot would
-/// count as dead in the first scan that takes longer than anybody has waited before. It is the
-/// hazard of a key whose rate is unknown, uses over time, and a third of it, as most keys slow down.
+/// The hazard in a bin where no wait has been seen yet: a key that has waited long will wait longer
+/// still, and one that was used more often, less. Without it a hot key would count as dead in the
+/// first scan that takes longer than any wait before. It is the hazard of a key whose rate is unknown,
+/// uses over time, and a third of it, as most keys slow down.
 fn unseen(frequency: usize, bin: usize) -> f32 {
     let uses = (frequency + 1) as f32 / 3.0;
     uses * WIDTHS[bin] / (end(bin) + TICKS as f32 / 2.0)
@@ -384,7 +384,7 @@ mod tests {
         (0..2 * CLASSES).for_each(|_| learner.step());
         let at = |age| value(&learner, class, age);
         assert!(at(0) < at(TICKS / 2) && at(TICKS / 2) < at(TICKS), "{} {}", at(0), at(TICKS));
-        assert!(at(TICKS) > 4.0 * at(3 * TICKS), "who did not come then will not come");
+        assert!(at(TICKS) > 4.0 * at(3 * TICKS), "a key that did not come then will not come");
     }
 
     #[test]

@@ -31,8 +31,8 @@ pub(super) struct Class(pub(super) u8);
 impl Class {
     /// Never used again so far, as far as is remembered.
     pub(super) const NEW: Self = Self(0);
-    /// No entry has this class, and its worth is more than that of any.
-    pub(super) const NOBODY: Self = Self(1);
+    /// The class of a vacant slot. No entry has it, and its worth is more than that of any.
+    pub(super) const VACANT: Self = Self(1);
 
     pub(super) const BITS: u32 = CLASSES.ilog2();
 
@@ -54,8 +54,8 @@ impl Class {
         Self((frequency as usize % FREQUENCIES * INTERVALS) as u8)
     }
 
-    /// Whether entries can have the class of this number: who was used again has waited, and who was
-    /// not has not.
+    /// Whether entries can have the class of this number: an entry that was used again has a finished
+    /// wait, and one that was not has none.
     pub(super) fn occurs(class: usize) -> bool {
         class == Self::NEW.0 as usize || (class >= INTERVALS && !class.is_multiple_of(INTERVALS))
     }
@@ -159,12 +159,12 @@ impl Cell {
 }
 
 /// What it is worth to keep an entry: a float without its sign and the lower half of its mantissa.
-/// What differs by less than a 256th is equal. Nobody's is over 2, so there are 15 bits.
+/// What differs by less than a 256th is equal. None is over 2, so 15 bits are enough.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Worth(pub(super) u16);
 
 impl Worth {
-    /// More than anybody's.
+    /// More than that of any entry.
     pub(super) const MOST: Self = Self(u16::MAX >> 1);
 
     pub(super) fn of(value: f32) -> Self {

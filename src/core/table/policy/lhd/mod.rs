@@ -1,4 +1,4 @@
-//! Learned hit density: whoever will bring the fewest hits for the room it takes leaves.
+//! Learned hit density: the entry that will bring the fewest hits for the room it takes leaves.
 //!
 //! After Beckmann, Chen and Cidon, *LHD: improving cache hit rate by maximizing hit density*, NSDI
 //! 2018. A slot is worth the hits it brings for the time it is held. How much that is to be
@@ -26,7 +26,7 @@
 //!
 //! It holds the read lock. It loads the entry's word and, at most once in a tick, stores it anew;
 //! for the few keys of the sample it adds to one count. All of it relaxed loads and stores: two
-//! hits that meet may lose one of two uses, which is one of seven, or one of thousands of counts.
+//! hits that meet may lose one of two uses, of which seven are counted, or one of thousands of counts.
 //! Writers change the word under the write lock, which orders them after all hits before.
 
 mod entry_meta;
@@ -34,23 +34,25 @@ mod ghosts;
 mod learner;
 mod measures;
 mod occupied;
+mod order;
 mod runners_up;
 
 use std::sync::Arc;
 
 use super::super::index::SlotHash;
 use super::super::slots::SlotId;
-use super::{HitNote, Leave, Policy, epoch_of};
-use entry_meta::{EntryMeta, LINE, RUN, Traces};
+use super::contract::{HitNote, Policy, epoch_of};
+use entry_meta::{EntryMeta, EntryMetas, LINE};
 use ghosts::{Ghosts, Sample};
 pub(in super::super) use learner::Learner;
 use measures::{Class, TICKS, Weight};
 use occupied::Occupied;
-use runners_up::{Order, RunnersUp};
+use order::{Order, RUN};
+use runners_up::RunnersUp;
 
 #[derive(Debug)]
 pub(in super::super) struct HitDensity {
-    traces: Traces,
+    metas: EntryMetas,
     occupied: Occupied,
     runners_up: RunnersUp,
     ghosts: Ghosts,
@@ -77,8 +79,8 @@ struct Clock {
 impl Clock {
     /// So many that time passes in a shard of two billion entries, too.
     const UNITS: u32 = 1 << 24;
-    /// A shard with fewer entries counts as one with so many: while the first ones come, time
-    /// should not fly.
+    /// A shard with fewer entries counts as one with so many: otherwise each of the first insertions
+    /// would be many ticks.
     const LEAST: usize = 64;
 
     fn fit(&mut self, length: usize) {
@@ -103,7 +105,7 @@ impl Clock {
 impl HitDensity {
     pub(in super::super) fn new(learner: Arc<Learner>) -> Self {
         Self {
-            traces: Traces::default(),
+            metas: EntryMetas::default(),
             occupied: Occupied::default(),
             runners_up: RunnersUp::default(),
             ghosts: Ghosts::default(),
@@ -137,7 +139,7 @@ impl HitDensity {
 
     /// A place below `places`; each about as likely as the others.
     fn draw(&mut self, places: u32) -> u32 {
-        // Marsaglia's xorshift: nobody gains by foreseeing it.
+        // Marsaglia's xorshift: foreseeing it gains nothing.
         self.random ^= self.random << 13;
         self.random ^= self.random >> 17;
         self.random ^= self.random << 5;
@@ -147,9 +149,9 @@ impl HitDensity {
     /// Looks at the entries of a line, so that the worst of each half are among the runners-up.
     #[inline]
     fn draw_line<const BY_WEIGHT: bool>(&mut self) {
-        let line = self.draw(self.traces.lines());
+        let line = self.draw(self.metas.lines());
         let now = self.clock.tick;
-        let halves = self.traces.line(line).map(|run| {
+        let halves = self.metas.line(line).map(|run| {
             let mut worths = run.cells(now).map(|cell| self.learner.worth(cell));
             if BY_WEIGHT {
                 let weights = run.weights();
@@ -168,16 +170,16 @@ impl HitDensity {
             return None;
         }
         self.draw_line::<BY_WEIGHT>();
-        // Ranks of runners-up are from when they were drawn. Only that of the worst has to be true.
-        let (traces, learner, now) = (&self.traces, &self.learner, self.clock.tick);
+        // The rank of a runner-up is from when it was drawn. Only that of the worst has to be true.
+        let (metas, learner, now) = (&self.metas, &self.learner, self.clock.tick);
         let order_now = |slot| {
-            let trace = traces.get(slot);
-            if Some(slot) == keep || trace.is_vacant() {
+            let meta = metas.get(slot);
+            if Some(slot) == keep || meta.is_vacant() {
                 return None;
             }
-            let worth = learner.worth(trace.cell(now));
-            let worth = if BY_WEIGHT { worth.by(trace.weight()) } else { worth };
-            Some(Order::new(worth, trace.rest(now) | (slot.bits() % RUN as u32)))
+            let worth = learner.worth(meta.cell(now));
+            let worth = if BY_WEIGHT { worth.by(meta.weight()) } else { worth };
+            Some(Order::new(worth, meta.rest(now) | (slot.bits() % RUN as u32)))
         };
         if let Some(slot) = self.runners_up.pop(order_now) {
             return Some(slot);
@@ -185,11 +187,11 @@ impl HitDensity {
         self.any(keep)
     }
 
-    /// Nobody was drawn but what is to be kept, or all have been used since: any will do.
+    /// Nothing was drawn but the entry to be kept, or all have been used since: any will do.
     #[cold]
     #[inline(never)]
     fn any(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
-        let from = self.draw(self.traces.lines()) * LINE;
+        let from = self.draw(self.metas.lines()) * LINE;
         let found = self.occupied.at_or_after(SlotId::from_bits(from))?;
         if Some(found) != keep {
             return Some(found);
@@ -215,7 +217,7 @@ impl Policy for HitDensity {
             self.sample.back(hash, &self.learner, now);
         }
         let class = self.ghosts.take(hash, now).unwrap_or(Class::NEW);
-        self.traces.insert(slot, EntryMeta::new(now, sampled, class, Weight::of(weight)));
+        self.metas.insert(slot, EntryMeta::new(now, sampled, class, Weight::of(weight)));
     }
 
     /// The tick: within one, the first hit says all.
@@ -226,14 +228,14 @@ impl Policy for HitDensity {
 
     #[inline]
     fn hit(&self, slot: SlotId) -> HitNote {
-        let trace = self.traces.get(slot);
-        let age = trace.age(self.clock.tick);
+        let meta = self.metas.get(slot);
+        let age = meta.age(self.clock.tick);
         if age != 0 {
-            let class = trace.class();
-            let used = trace.used(self.clock.tick, class.after(age));
-            self.traces.set(slot, used);
-            if trace.is_sampled() {
-                self.learner.ended(class, trace.bin(self.clock.tick));
+            let class = meta.class();
+            let used = meta.used(self.clock.tick, class.after(age));
+            self.metas.set(slot, used);
+            if meta.is_sampled() {
+                self.learner.ended(class, meta.bin(self.clock.tick));
             }
         }
         HitNote::Settled
@@ -244,21 +246,23 @@ impl Policy for HitDensity {
     }
 
     fn weigh(&mut self, slot: SlotId, weight: u64) {
-        self.traces.set(slot, self.traces.get(slot).weighing(Weight::of(weight)));
+        self.metas.set(slot, self.metas.get(slot).weighing(Weight::of(weight)));
     }
 
     fn drain_hits(&mut self, _: impl FnMut(SlotId)) {}
 
-    fn remove(&mut self, slot: SlotId, hash: SlotHash, leave: Leave) {
+    fn remove(&mut self, slot: SlotId) {
+        self.occupied.remove(slot);
+        self.metas.take(slot);
+    }
+
+    fn evict(&mut self, slot: SlotId, hash: SlotHash) {
         let length = self.occupied.len();
         self.occupied.remove(slot);
-        let (trace, now) = (self.traces.take(slot), self.clock.tick);
-        if leave != Leave::Evicted {
-            return;
-        }
-        let (tick, class) = trace.last_use(now);
+        let (meta, now) = (self.metas.take(slot), self.clock.tick);
+        let (tick, class) = meta.last_use(now);
         self.ghosts.remember(hash, tick, class, now, length);
-        if trace.is_sampled() {
+        if meta.is_sampled() {
             self.sample.left(hash, (tick, class), &self.learner, now);
         }
     }
@@ -276,14 +280,14 @@ impl Policy for HitDensity {
         if !self.occupied.contains(slot) {
             return 0;
         }
-        u32::from(self.learner.worth(self.traces.get(slot).cell(self.clock.tick)).bits())
+        u32::from(self.learner.worth(self.metas.get(slot).cell(self.clock.tick)).bits())
     }
 
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {
         let mut len = 0;
         for slot in occupied {
             assert!(self.occupied.contains(slot), "{slot:?} is not known to be occupied");
-            assert!(!self.traces.get(slot).is_vacant(), "{slot:?} has no trace");
+            assert!(!self.metas.get(slot).is_vacant(), "{slot:?} has no meta");
             len += 1;
         }
         assert_eq!(self.occupied.len(), len, "the policy knows slots that the shard does not");

@@ -3,17 +3,17 @@
 //! A bit for each slot, a bit for each word of those that has any, and so on: six levels reach over
 //! all slots there can be. An eighth of a byte for a slot.
 
-use super::super::super::slots::{Chunked, SlotId};
+use super::super::super::slots::{SlotId, Slots};
 
 /// Levels of 64 each: `64^6` is more than there are slots.
 const LEVELS: usize = 6;
 
 #[derive(Debug)]
 pub(super) struct Occupied {
-    levels: [Chunked<u64>; LEVELS],
+    levels: [Slots<u64>; LEVELS],
     len: usize,
-    /// The slot that was left last, if nobody has come since: its bit is still set. Usually the next
-    /// to come takes it over, and the bits stay as they are.
+    /// The slot that was left last, unless an entry has come since: its bit is still set. Usually the
+    /// next entry takes that slot, and the bits stay as they are.
     left: SlotId,
 }
 

@@ -1,12 +1,12 @@
-//! The models of stored keys: each name is kept once for the whole process, and a stored key needs
-//! its number only.
+//! Interns the names of models: each is kept once for the whole process, and a stored key needs its
+//! number only.
 //!
 //! A process has a few models and a great many keys. Comparing a key with a stored one then needs no
 //! visit to the heap for the name, and an entry is spared its bytes.
 //!
-//! The first [`MOST`] names get a number and keep it for ever; what others have to do without one is
-//! stored in another form. Which of both a name is never changes: a slot is written once, everyone
-//! looks through them in the same order, and who finds no name of their own takes the first empty
+//! The first [`MOST`] names get a number and keep it for ever; keys of later names are stored in
+//! another form. Whether a name has a number never changes: a slot is written once, all threads look
+//! through the slots in the same order, and one that does not find its name takes the first empty
 //! slot. So two keys that are equal are always stored in the same form.
 
 use std::num::NonZeroU32;
@@ -14,8 +14,8 @@ use std::sync::OnceLock;
 
 use wide::u8x16;
 
-/// So many names have a number: looking through more would cost more than it saves. Who fills them
-/// with names that nobody uses makes keys of other models as slow as they would be without.
+/// So many names have a number: looking through more would cost more than it saves. If unused names
+/// fill them, keys of other models are as slow as they would be without numbers.
 const MOST: usize = 64;
 
 /// Longer names have no number, so that what is kept for ever is 20 KB at most.
@@ -91,11 +91,12 @@ fn middle(name: &str) -> impl Iterator<Item = &[u8; END]> {
 
 /// The number of a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Model(NonZeroU32);
+pub(super) struct ModelId(NonZeroU32);
 
-impl Model {
+impl ModelId {
     /// The number of `name`, which gets one if there is one left.
-    #[inline]
+    // Always: see `Compact::of`, of which this is half.
+    #[inline(always)]
     pub(super) fn named(name: &str) -> Option<Self> {
         match Ends::overlapping::<END>(name.as_bytes()) {
             Some(ends) => Self::with_ends(name, ends),
@@ -109,13 +110,14 @@ impl Model {
         Self::with_ends(name, Ends::of(name.as_bytes()))
     }
 
-    #[inline]
+    // Always: see `Compact::of`; the ends stay in registers.
+    #[inline(always)]
     fn with_ends(name: &str, ends: Ends) -> Option<Self> {
         for (number, known) in NAMES.iter().enumerate() {
             match known.get() {
                 Some(known) if known.is(name, &ends) => return Self::at(number),
                 Some(_) => {}
-                None => return Self::enter(name),
+                None => return Self::intern(name),
             }
         }
         None
@@ -123,7 +125,7 @@ impl Model {
 
     #[cold]
     #[inline(never)]
-    fn enter(name: &str) -> Option<Self> {
+    fn intern(name: &str) -> Option<Self> {
         if name.len() > LONGEST {
             return None;
         }
@@ -158,13 +160,13 @@ mod tests {
         // More than there are numbers; Miri gets fewer.
         let (names, threads) = if cfg!(miri) { (3, 2) } else { (2 * MOST, 4) };
         let names: Vec<String> = (0..names).map(|i| format!("model {i}")).collect();
-        let number_all = || names.iter().map(|name| Model::named(name)).collect::<Vec<_>>();
+        let number_all = || names.iter().map(|name| ModelId::named(name)).collect::<Vec<_>>();
         // At once, so that threads race for the same slots.
         let all: Vec<_> = std::thread::scope(|scope| {
             let threads: Vec<_> = (0..threads).map(|_| scope.spawn(number_all)).collect();
             threads.into_iter().map(|thread| thread.join().unwrap()).collect()
         });
-        assert!(all.iter().all(|numbers| *numbers == all[0]), "everyone sees the same");
+        assert!(all.iter().all(|numbers| *numbers == all[0]), "all threads see the same");
         let numbered = all[0].iter().flatten();
         assert!(numbered.clone().count() >= names.len().min(MOST / 2));
         let distinct: std::collections::HashSet<_> = numbered.clone().collect();
@@ -172,7 +174,7 @@ mod tests {
         for (name, model) in names.iter().zip(&all[0]) {
             assert!(model.is_none_or(|model| model.name() == name));
         }
-        assert_eq!(Model::named(&"x".repeat(LONGEST + 1)), None);
+        assert_eq!(ModelId::named(&"x".repeat(LONGEST + 1)), None);
     }
 
     #[test]

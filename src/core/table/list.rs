@@ -1,26 +1,20 @@
 //! Doubly linked lists of slots whose links stand in one array: any slot can leave from the middle.
 
-use super::super::slots::{Chunked, SlotId};
-use super::reach;
+use super::slots::{SlotId, Slots};
 
 /// The neighbours of a slot in the list it is in.
 #[derive(Debug, Clone, Copy)]
-pub(in super::super) struct Links {
-    /// Towards the front. A slot that is in no list is its own neighbour here, see [`Self::APART`].
+pub(super) struct Links {
+    /// Towards the front.
     ahead: SlotId,
     /// Towards the back.
     behind: SlotId,
 }
 
 impl Links {
-    /// In no list. No slot in a list can look so: `ahead` at the end of a list is `NONE`, and then
-    /// `behind` is another slot or `NONE`, never the epoch of the policy.
+    /// What both neighbours are of a slot in no list. It is the number of no slot.
     const MARK: SlotId = SlotId::from_bits(u32::MAX - 1);
     const APART: Self = Self { ahead: Self::MARK, behind: Self::MARK };
-
-    pub(in super::super) fn is_linked(self) -> bool {
-        self.ahead != Self::MARK
-    }
 }
 
 impl Default for Links {
@@ -32,7 +26,7 @@ impl Default for Links {
 /// A list; the links are passed to each call, as several lists share one array of them. A slot is
 /// in at most one of those at a time.
 #[derive(Debug, Clone, Copy)]
-pub(in super::super) struct List {
+pub(super) struct List {
     front: SlotId,
     back: SlotId,
     len: usize,
@@ -45,39 +39,39 @@ impl Default for List {
 }
 
 impl List {
-    pub(in super::super) fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         self.len
     }
 
     /// The slot pushed last.
-    pub(in super::super) fn front(&self) -> Option<SlotId> {
-        Some(self.front).filter(|&id| id != SlotId::NONE)
+    pub(super) fn front(&self) -> Option<SlotId> {
+        self.front.some()
     }
 
     /// The slot pushed first of those still here: the next to leave.
-    pub(in super::super) fn back(&self) -> Option<SlotId> {
-        Some(self.back).filter(|&id| id != SlotId::NONE)
+    pub(super) fn back(&self) -> Option<SlotId> {
+        self.back.some()
     }
 
     /// The slot in front of `id`, that is, the one pushed after it.
-    pub(in super::super) fn ahead_of(&self, links: &Chunked<Links>, id: SlotId) -> Option<SlotId> {
-        Some(links[id].ahead).filter(|&id| id != SlotId::NONE)
+    pub(super) fn ahead_of(&self, links: &Slots<Links>, id: SlotId) -> Option<SlotId> {
+        links[id].ahead.some()
     }
 
     /// The slot behind `id`, that is, the one pushed before it.
-    pub(in super::super) fn behind(&self, links: &Chunked<Links>, id: SlotId) -> Option<SlotId> {
-        Some(links[id].behind).filter(|&id| id != SlotId::NONE)
+    pub(super) fn behind(&self, links: &Slots<Links>, id: SlotId) -> Option<SlotId> {
+        links[id].behind.some()
     }
 
     /// Whether `id` is in a list.
-    pub(in super::super) fn holds(links: &Chunked<Links>, id: SlotId) -> bool {
-        links.get(id).is_some_and(|links| links.is_linked())
+    pub(super) fn holds(links: &Slots<Links>, id: SlotId) -> bool {
+        links.get(id).is_some_and(|links| links.ahead != Links::MARK)
     }
 
     /// Adds `id`, which is in no list.
-    pub(in super::super) fn push_front(&mut self, links: &mut Chunked<Links>, id: SlotId) {
-        debug_assert!(!links.get(id).is_some_and(|links| links.is_linked()));
-        *reach(links, id) = Links { ahead: SlotId::NONE, behind: self.front };
+    pub(super) fn push_front(&mut self, links: &mut Slots<Links>, id: SlotId) {
+        debug_assert!(!Self::holds(links, id));
+        *links.reach(id) = Links { ahead: SlotId::NONE, behind: self.front };
         match self.front {
             SlotId::NONE => self.back = id,
             front => links[front].ahead = id,
@@ -87,8 +81,8 @@ impl List {
     }
 
     /// Takes out `id`, which is in this list.
-    pub(in super::super) fn remove(&mut self, links: &mut Chunked<Links>, id: SlotId) {
-        debug_assert!(links[id].is_linked());
+    pub(super) fn remove(&mut self, links: &mut Slots<Links>, id: SlotId) {
+        debug_assert!(Self::holds(links, id));
         let Links { ahead, behind } = std::mem::take(&mut links[id]);
         match ahead {
             SlotId::NONE => self.front = behind,
@@ -102,7 +96,7 @@ impl List {
     }
 
     /// Moves `id`, which is in this list, to the front.
-    pub(in super::super) fn move_to_front(&mut self, links: &mut Chunked<Links>, id: SlotId) {
+    pub(super) fn move_to_front(&mut self, links: &mut Slots<Links>, id: SlotId) {
         if self.front != id {
             self.remove(links, id);
             self.push_front(links, id);
@@ -110,14 +104,28 @@ impl List {
     }
 
     /// All slots from the back to the front; for `validate` and tests.
-    pub(in super::super) fn iter<'a>(
-        &self,
-        links: &'a Chunked<Links>,
-    ) -> impl Iterator<Item = SlotId> + 'a {
-        let back = Some(self.back).filter(|&id| id != SlotId::NONE);
-        let next = |&id: &SlotId| Some(links[id].ahead).filter(|&id| id != SlotId::NONE);
-        std::iter::successors(back, next)
+    pub(super) fn iter<'a>(&self, links: &'a Slots<Links>) -> impl Iterator<Item = SlotId> + 'a {
+        std::iter::successors(self.back(), |&id| links[id].ahead.some())
     }
+}
+
+/// Panics unless `lists` together hold exactly `occupied`, each slot once.
+pub(super) fn validate_lists(
+    lists: &[&List],
+    links: &Slots<Links>,
+    occupied: &mut dyn Iterator<Item = SlotId>,
+) {
+    let mut listed = std::collections::BTreeSet::new();
+    for list in lists {
+        let mut len = 0;
+        for slot in list.iter(links) {
+            assert!(listed.insert(slot), "{slot:?} is listed twice");
+            len += 1;
+        }
+        assert_eq!(len, list.len(), "a list miscounts itself");
+    }
+    let occupied: std::collections::BTreeSet<_> = occupied.collect();
+    assert_eq!(listed, occupied, "the policy does not list what the shard holds");
 }
 
 #[cfg(test)]
@@ -128,7 +136,7 @@ mod tests {
 
     #[test]
     fn behaves_like_a_deque_and_lets_go_of_the_middle() {
-        let (mut list, mut links) = (List::default(), Chunked::default());
+        let (mut list, mut links) = (List::default(), Slots::default());
         let mut model: VecDeque<SlotId> = VecDeque::new();
         let mut state = 1u32;
         for _ in 0..if cfg!(miri) { 60 } else { 20_000 } {
@@ -153,7 +161,7 @@ mod tests {
             assert_eq!(list.len(), model.len());
             assert_eq!(list.front(), model.front().copied());
             assert_eq!(list.back(), model.back().copied());
-            assert_eq!(links[id].is_linked(), model.contains(&id));
+            assert_eq!(List::holds(&links, id), model.contains(&id));
         }
     }
 }
