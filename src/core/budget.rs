@@ -117,8 +117,8 @@ impl Budget {
 pub(super) struct Reservation<'a> {
     budget: &'a Budget,
     held: Usage,
-    /// What it last could not cover.
-    missed: Usage,
+    /// What it could not be made to cover, for the next try.
+    pub(super) missed: Usage,
 }
 
 impl<'a> Reservation<'a> {
@@ -139,20 +139,13 @@ impl<'a> Reservation<'a> {
     /// limit stands in the way.
     pub(super) fn cover(&mut self, need: Usage) -> Result<(), Limit> {
         let Budget { entries, weight } = self.budget;
-        let limit = if !entries.cover(&mut self.held.entries, need.entries) {
-            Limit::Entries
-        } else if !weight.cover(&mut self.held.weight, need.weight) {
-            Limit::Weight
-        } else {
-            return Ok(());
-        };
-        self.missed = need;
-        Err(limit)
-    }
-
-    /// The need that [`cover`](Self::cover) last could not meet.
-    pub(super) fn missed(&self) -> Usage {
-        self.missed
+        if !entries.cover(&mut self.held.entries, need.entries) {
+            return Err(Limit::Entries);
+        }
+        if !weight.cover(&mut self.held.weight, need.weight) {
+            return Err(Limit::Weight);
+        }
+        Ok(())
     }
 
     /// Hands `amount` of what is held to an entry that now stands in a shard.

@@ -29,7 +29,7 @@ use super::shard::{BITE, Shard, Unlock};
 use super::table::expiry::Life;
 use super::table::index::SlotHash;
 use super::table::slots::SlotId;
-use super::table::{Entry, EvictReason, State, Table, Ticket};
+use super::table::{Entry, State, Table, Ticket};
 use super::wait::{Until, Wait};
 use super::{Place, RemovalCause, ShardedCache};
 
@@ -82,7 +82,7 @@ pub(super) enum Stored {
 /// What stands in the way of a put under the lock of its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NeedsRoom {
-    /// Its reservation has [missed](Reservation::missed) what it needs: may be tried again.
+    /// Its reservation has `missed` what it needs: may be tried again.
     NoRoom,
     /// Something newer came since its value was loaded.
     Superseded,
@@ -90,20 +90,6 @@ pub(super) enum NeedsRoom {
 
 /// What one lock hold came to.
 pub(super) type Attempt = Result<Stored, NeedsRoom>;
-
-/// Counts an entry that has left for a put, whose room goes to that.
-#[inline]
-fn take_victim<K, V>(
-    reservation: &mut Reservation<'_>,
-    shard: &Shard<K, V>,
-    entry: Entry<K, V>,
-    reason: EvictReason,
-    limit: Limit,
-    gone: &mut Gone<K, V>,
-) {
-    reservation.take_over(Usage::one(entry.weight));
-    gone.push((entry.key, entry.value, shard.counters.count_eviction(reason, limit)));
-}
 
 impl<K, V, S> ShardedCache<K, V, S>
 where
@@ -183,7 +169,8 @@ where
         gone: &mut Gone<K, V>,
     ) -> Attempt {
         let Some((key, value)) = entry else { unreachable!("what is stored is not tried again") };
-        let (shard, ticket) = (put.at.shard, put.ticket);
+        // Not copied as a whole: what is known of the entry stays in registers.
+        let Put { at: Place { shard, .. }, ticket, .. } = put;
         if let Some(condition) = put.options.condition
             && self.is_superseded(condition, ticket.hash, ticket.now, table, key)
         {
@@ -204,10 +191,11 @@ where
         if need != Usage::default()
             && !self.evict_until(put, reservation, need, shard, table, old, gone)
         {
+            reservation.missed = need;
             return Err(NeedsRoom::NoRoom);
         }
         let stored = if let Some(id) = old {
-            let old = table.replace(id, value, ticket);
+            let old = table.replace(id, value, *ticket);
             if ticket.weight != old {
                 reservation.take_over(Usage { entries: 0, weight: old });
                 reservation.spend(Usage { entries: 0, weight: ticket.weight });
@@ -219,14 +207,15 @@ where
             if table.is_full() {
                 // Four billion entries in one shard: one of them gives its slot.
                 let victim = table.evict_one(Limit::Entries, ticket.now, None, true);
-                let Some((entry, reason)) = victim else {
+                let Some((Entry { key, value, weight, .. }, reason)) = victim else {
                     unreachable!("a table that is full has an entry to give")
                 };
-                take_victim(reservation, shard, entry, reason, Limit::Entries, gone);
+                reservation.take_over(Usage::one(weight));
+                let cause = shard.counters.count_eviction(reason, Limit::Entries);
+                gone.push((key, value, cause));
             }
             let Some((key, value)) = entry.take() else { unreachable!("it is there, see above") };
-            // A copy, so that only an insertion puts what is known of it into memory.
-            table.insert(key, value, Ticket { ..ticket });
+            table.insert(key, value, Ticket { ..*ticket });
             reservation.spend(need);
             reservation.release();
             shard.counters.insertions.count();
@@ -346,8 +335,10 @@ where
             }
             let may_evict = put.desperate || self.has_its_share(table.held(), limit);
             let victim = table.evict_one(limit, put.ticket.now, keep, may_evict);
-            let Some((entry, reason)) = victim else { return false };
-            take_victim(reservation, shard, entry, reason, limit, gone);
+            let Some((Entry { key, value, weight, .. }, reason)) = victim else { return false };
+            // What this frees is handed to the put.
+            reservation.take_over(Usage::one(weight));
+            gone.push((key, value, shard.counters.count_eviction(reason, limit)));
         }
         true
     }
@@ -362,7 +353,7 @@ where
         notifier: &mut Notifier<'_, K, V>,
         wait: W,
     ) -> bool {
-        let (all, need) = (self.shards.len(), reservation.missed());
+        let (all, need) = (self.shards.len(), reservation.missed);
         let mut freed = false;
         // Starting behind the own shard spreads the load: keys are spread evenly over shards.
         for step in 1..all {
