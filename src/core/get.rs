@@ -246,14 +246,21 @@ where
         // In a straight line: a hit is what this cache is for. Two of them are under way at once in
         // a large cache, or three, by how many instructions one takes: the processor runs ahead by
         // some three hundred, and what it waits for is memory.
-        if entry.expiry > fresh_beyond && table.is_settled(entry) {
+        let is_in_time = entry.expiry > fresh_beyond;
+        if is_in_time && table.is_settled(entry) {
             let value = entry.value.clone();
             drop(table);
             self.hit_counters.count(at.number, Outcome::Hit);
             return Some(Some(value));
         }
-        let now = fresh_beyond.minus(self.config.table_config.grace);
-        match table.state(id, entry, now) {
+        let (now, state) = if is_in_time && fresh_beyond == Stamp::ZERO {
+            // Nothing expires: no more to ask.
+            (Stamp::ZERO, State::Fresh)
+        } else {
+            let now = fresh_beyond.minus(self.config.table_config.grace);
+            (now, table.state(id, entry, now))
+        };
+        match state {
             State::Fresh => {
                 table.note_use(id, now);
                 let note = table.hit(id, entry);

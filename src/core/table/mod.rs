@@ -247,13 +247,10 @@ impl<K, V> Table<K, V> {
         entry.seen_epoch.load(Relaxed) == self.policy_epoch
     }
 
-    /// Notes a hit, under the read lock.
+    /// Notes a hit of an entry that is not [settled](Self::is_settled), under the read lock.
     // Not inline: most hits are settled, and this would stand in their way.
     #[inline(never)]
     pub(super) fn hit(&self, id: SlotId, entry: &Entry<K, V>) -> HitNote {
-        if self.is_settled(entry) {
-            return HitNote::Taken;
-        }
         let note = self.policy.hit(id);
         if note == HitNote::Settled && self.policy_epoch != NO_EPOCH {
             entry.seen_epoch.store(self.policy_epoch, Relaxed);
