@@ -176,52 +176,48 @@ where
         {
             return Err(NeedsRoom::Superseded);
         }
-        let mut old = None;
-        let mut need = Usage::one(ticket.weight);
         if let Some((id, found)) = table.find(ticket.hash, key) {
-            if table.is_dead(id, found, ticket.now) {
-                // No update: it leaves, and its room is the first that is taken.
-                let freed = gone.take_out(&shard.counters, table, id, RemovalCause::Expired);
-                reservation.take_over(freed);
-            } else {
-                old = Some(id);
-                need = Usage { entries: 0, weight: ticket.weight.saturating_sub(found.weight) };
+            if !table.is_dead(id, found, ticket.now) {
+                let more = ticket.weight.saturating_sub(found.weight);
+                let need = Usage { entries: 0, weight: more };
+                if more > 0
+                    && !self.evict_until(put, reservation, need, shard, table, Some(id), gone)
+                {
+                    return Err(NeedsRoom::NoRoom);
+                }
+                let old = table.replace(id, value, *ticket);
+                if ticket.weight != old {
+                    reservation.take_over(Usage { entries: 0, weight: old });
+                    reservation.spend(Usage { entries: 0, weight: ticket.weight });
+                    reservation.release();
+                }
+                shard.counters.count_removal(RemovalCause::Replaced);
+                return Ok(Stored::Replaced);
             }
+            // No update: it leaves, and its room is the first that is taken.
+            let freed = gone.take_out(&shard.counters, table, id, RemovalCause::Expired);
+            reservation.take_over(freed);
         }
-        if need != Usage::default()
-            && !self.evict_until(put, reservation, need, shard, table, old, gone)
-        {
-            reservation.missed = need;
+        let need = Usage::one(ticket.weight);
+        if !self.evict_until(put, reservation, need, shard, table, None, gone) {
             return Err(NeedsRoom::NoRoom);
         }
-        let stored = if let Some(id) = old {
-            let old = table.replace(id, value, *ticket);
-            if ticket.weight != old {
-                reservation.take_over(Usage { entries: 0, weight: old });
-                reservation.spend(Usage { entries: 0, weight: ticket.weight });
-                reservation.release();
-            }
-            shard.counters.count_removal(RemovalCause::Replaced);
-            Stored::Replaced
-        } else {
-            if table.is_full() {
-                // Four billion entries in one shard: one of them gives its slot.
-                let victim = table.evict_one(Limit::Entries, ticket.now, None, true);
-                let Some((Entry { key, value, weight, .. }, reason)) = victim else {
-                    unreachable!("a table that is full has an entry to give")
-                };
-                reservation.take_over(Usage::one(weight));
-                let cause = shard.counters.count_eviction(reason, Limit::Entries);
-                gone.push((key, value, cause));
-            }
-            let Some((key, value)) = entry.take() else { unreachable!("it is there, see above") };
-            table.insert(key, value, Ticket { ..*ticket });
-            reservation.spend(need);
-            reservation.release();
-            shard.counters.insertions.count();
-            Stored::Inserted
-        };
-        Ok(stored)
+        if table.is_full() {
+            // Four billion entries in one shard: one of them gives its slot.
+            let victim = table.evict_one(Limit::Entries, ticket.now, None, true);
+            let Some((Entry { key, value, weight, .. }, reason)) = victim else {
+                unreachable!("a table that is full has an entry to give")
+            };
+            reservation.take_over(Usage::one(weight));
+            let cause = shard.counters.count_eviction(reason, Limit::Entries);
+            gone.push((key, value, cause));
+        }
+        let Some((key, value)) = entry.take() else { unreachable!("it is there, see above") };
+        table.insert(key, value, Ticket { ..*ticket });
+        reservation.spend(need);
+        reservation.release();
+        shard.counters.insertions.count();
+        Ok(Stored::Inserted)
     }
 
     /// [`insert_locked`](Self::insert_locked) for all tries but the first of a put.
@@ -330,12 +326,16 @@ where
         gone: &mut Gone<K, V>,
     ) -> bool {
         while let Err(limit) = reservation.cover(need) {
-            if put.options.only_free_room || gone.len() >= BITE {
-                return false;
-            }
             let may_evict = put.desperate || self.has_its_share(table.held(), limit);
-            let victim = table.evict_one(limit, put.ticket.now, keep, may_evict);
-            let Some((Entry { key, value, weight, .. }, reason)) = victim else { return false };
+            let victim = if put.options.only_free_room || gone.len() >= BITE {
+                None
+            } else {
+                table.evict_one(limit, put.ticket.now, keep, may_evict)
+            };
+            let Some((Entry { key, value, weight, .. }, reason)) = victim else {
+                reservation.missed = need;
+                return false;
+            };
             // What this frees is handed to the put.
             reservation.take_over(Usage::one(weight));
             gone.push((key, value, shard.counters.count_eviction(reason, limit)));
