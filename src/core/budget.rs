@@ -2,7 +2,7 @@
 //!
 //! Room is reserved before an entry is inserted and released after it has left, so the counters are
 //! at every instant at least what the shards hold. A writer that evicts from its own shard keeps
-//! what that frees in its [`Reservation`] and hands it to the newcomer: with entries of one size, a
+//! what that frees in its [`Reservation`] and hands it to the new entry: with entries of one size, a
 //! full cache writes no shared line at all.
 //!
 //! Orderings: all relaxed. Each counter is only ever changed by read-modify-writes, whose order is

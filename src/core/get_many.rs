@@ -1,7 +1,7 @@
 //! Lookup of many keys together: every shard of a group locked once, memory accesses overlapped.
 //!
 //! Of one lookup each step waits for memory that the step before has named: the bucket of the index,
-//! the slot, the count of who holds the value, which a clone changes. The processor runs ahead by a
+//! the slot, the reference count of the value, which a clone changes. The processor runs ahead by a
 //! few hundred instructions, too few to see the next lookup. So a group takes each step for all keys
 //! before the next, and each step that waits is short: a dozen keys then wait together.
 
@@ -63,7 +63,7 @@ where
             if group.is_empty() {
                 return values;
             }
-            // Waiting without limit always comes to an answer.
+            // A wait without a limit always has an answer.
             self.get_group(group.iter().copied(), Forever, |value| values.push(value));
         }
     }
@@ -176,7 +176,7 @@ where
                 State::Dead => left.expired |= 1 << place,
             }
         }
-        // Waits for the counts of who holds the values.
+        // Waits for the reference counts of the values.
         (looks.iter().map(|look| look.fresh.cloned()).collect(), left)
     }
 
@@ -254,7 +254,7 @@ impl<'t, K, V> Look<'t, K, V> {
     }
 }
 
-/// What a group has come to in one shard.
+/// The outcome of a group in one shard.
 #[derive(Clone, Copy, Default)]
 struct Noted {
     hits: u64,

@@ -23,7 +23,7 @@ where
     S: BuildHasher,
 {
     /// Stores `value` under `key` with the time-to-live of the cache. A value that is there is
-    /// replaced, which evicts nobody unless the entry grows.
+    /// replaced, which evicts no other entry unless this one grows.
     ///
     /// The write lock of one shard; `O(1)` amortized. Where room is needed, expired entries of the
     /// shard leave first, then those that the policies name; at most 64 under one lock hold.

@@ -155,7 +155,7 @@ where
             return Step::Done;
         }
         if self.next == self.order.len() {
-            // All of the group were refused before they came to a lock.
+            // All of the group were refused before a lock was needed.
             return Step::More;
         }
         if self.next < self.one_by_one { self.one(wait) } else { self.one_shard(wait) }
@@ -298,7 +298,7 @@ where
     }
 }
 
-/// Drops an entry during whose insert the caller's code has panicked.
+/// Drops an entry whose insert ended with a panic of the caller's code.
 fn drop_entry<K, V>(pending: &mut Pending<'_, K, V>, notifier: &mut Notifier<'_, K, V>) {
     if let Pending::Entry(_, entry) = pending {
         let entry = entry.take();

@@ -33,8 +33,7 @@ use super::table::{Entry, State, Table, Ticket};
 use super::wait::{Until, Wait};
 use super::{Place, RemovalCause, ShardedCache};
 
-/// How often an operation that finds all room reserved waits for those who have reserved it: some 20
-/// ms in all.
+/// How often an operation that finds all room reserved by others waits for it: some 20 ms in all.
 pub(super) const WAITS: u32 = 24;
 
 /// How often an insert that may not block its thread, and finds all room taken by other writers, is
@@ -88,7 +87,7 @@ pub(super) enum NeedsRoom {
     Superseded,
 }
 
-/// What one lock hold came to.
+/// The outcome of one lock hold.
 pub(super) type Attempt = Result<Stored, NeedsRoom>;
 
 impl<K, V, S> ShardedCache<K, V, S>

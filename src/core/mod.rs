@@ -107,8 +107,8 @@ pub struct EntryInfo {
 /// finished before it, or of one that runs at the same time, or nothing. What speaks of many
 /// entries at once ([`len`](Self::len), [`stats`](Self::stats), [`iter`](Self::iter),
 /// [`retain`](Self::retain)) is not a snapshot of one instant while others write.
-/// [`invalidate_all`](Self::invalidate_all) has one: nobody who finds an entry gone by it finds
-/// another that was stored before.
+/// [`invalidate_all`](Self::invalidate_all) has one: a thread that finds an entry gone by it finds no
+/// other that was stored before.
 ///
 /// # Locks
 ///
@@ -235,7 +235,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
     pub const ENTRY_OVERHEAD: u64 =
         (size_of::<table::Slot<K, V>>() + table::BESIDE_THE_SLOT) as u64;
 
-    /// Entries held, expired ones that nobody has noticed yet included. `O(1)`, no lock.
+    /// Entries held, expired ones that were not yet noticed included. `O(1)`, no lock.
     ///
     /// An insert that is under way is counted from when its room is reserved, so this is never over
     /// the limit and may be ahead of what a `get` finds.
@@ -264,7 +264,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
 
     /// The weight of entries that are gone but whose memory is not given back yet: what a
     /// [`clear`](Self::clear) that is under way, or that a panic ended or its caller cancelled, has
-    /// still to drop. It is not part of [`weight`](Self::weight), as nobody finds those entries; each
+    /// still to drop. It is not part of [`weight`](Self::weight), as no operation finds those entries; each
     /// write drops up to 64 of them, a [`cleanup_expired`](Self::cleanup_expired) all. `O(1)`, no
     /// lock.
     ///

@@ -42,7 +42,7 @@ pub(super) type Removed<K, V> = (K, V, RemovalCause);
 type Batch<K, V> = SmallVec<[Removed<K, V>; 1]>;
 
 crate::sync::thread_local! {
-    /// The caches inside whose listener this thread is, by the address of their [`Removals`].
+    /// The caches that are calling their listener on this thread, by the address of their [`Removals`].
     static INSIDE: RefCell<Vec<usize>> = RefCell::default();
 }
 
@@ -350,7 +350,7 @@ impl<'a, K, V> Notifier<'a, K, V> {
 
     /// Runs the caller's code and keeps its panic for the [`end`](Self::end); `None` if it did.
     pub(super) fn catch<R>(&mut self, work: impl FnOnce() -> R) -> Option<R> {
-        // Unwind safe: whoever catches a panic leaves nothing of the cache half changed.
+        // Unwind safe: where a panic is caught, nothing of the cache is left half changed.
         match catch_unwind(AssertUnwindSafe(work)) {
             Ok(result) => Some(result),
             Err(panic) => {

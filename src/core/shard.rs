@@ -12,7 +12,7 @@ pub(super) const BITE: usize = 64;
 /// How a write lock is given back.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Unlock {
-    /// Whoever comes next has it, this thread as well.
+    /// The next thread that asks has it; that may be this one again.
     Plain,
     /// It is handed to a thread that waits: for work that takes it bite after bite.
     Fair,
@@ -25,7 +25,7 @@ pub(super) enum Unlock {
 pub(super) struct Shard<K, V> {
     table: RwLock<Table<K, V>>,
     pub(super) counters: Counters,
-    /// Held by whoever cleans up this shard; only ever tried, never waited for.
+    /// Held by the thread that cleans up this shard; only ever tried, never waited for.
     pub(super) cleanup: Mutex<()>,
 }
 

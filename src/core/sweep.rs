@@ -28,11 +28,11 @@ pub(crate) trait Stepwise {
     /// Does a bounded part of the work. Waits at most `wait` for a lock.
     fn step<W: Wait>(&mut self, wait: W) -> Step;
 
-    /// What all came to. Goes on with the panic of the listener, if there was one.
+    /// The outcome of all steps. Resumes the panic of the listener, if there was one.
     fn end(self) -> Self::Output;
 }
 
-/// What a step came to.
+/// The outcome of a step.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Step {
     /// There may be more to do.
@@ -172,8 +172,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
         Iter { cache: self, at: Cursor::default(), bite: Vec::new().into_iter() }
     }
 
-    /// The keys of the live entries, cloned; as [`iter`](Self::iter), which see, but clones no
-    /// value.
+    /// The keys of the live entries, cloned; as by [`iter`](Self::iter), without a clone of
+    /// any value.
     ///
     /// ```
     /// # use embedding_cache::ShardedCache;

@@ -520,7 +520,7 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
     }
 }
 
-/// What a put comes to.
+/// The outcome of a put.
 type Put = Result<(), CacheError>;
 
 /// An entry on its way into the core, which takes it and leaves there what it replaced.

@@ -46,7 +46,7 @@ impl Pace {
 pub(super) struct Waiters(AtomicU64);
 
 impl Waiters {
-    /// Calls `attempt` until it comes to something: first without a wait, then in slices. Dropping the
+    /// Calls `attempt` until it has a result: first without a wait, then in slices. Dropping the
     /// future leaves nothing behind.
     pub(super) async fn wait<T>(&self, mut attempt: impl FnMut(Until) -> Option<T>) -> T {
         if let Some(done) = attempt(Until::after(Duration::ZERO)) {
@@ -58,7 +58,7 @@ impl Waiters {
         }
     }
 
-    /// As [`wait`](Self::wait), after the first try came to nothing; `None` when `limit` is over.
+    /// As [`wait`](Self::wait), after the first try had no result; `None` when `limit` is over.
     pub(super) async fn wait_in_slices<T>(
         &self,
         limit: Option<Duration>,
