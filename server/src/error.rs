@@ -5,6 +5,7 @@ use axum::response::{IntoResponse, Response};
 use embedding_cache::CacheError;
 
 use crate::backend::EmbedError;
+use crate::service::Unsaved;
 
 /// Why a request got no vectors.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +72,9 @@ pub(crate) enum ApiError {
     /// The vectors are gone here, and would come back from there.
     #[error("the second tier could not be told, so its vectors are not removed; try again: {0}")]
     Tier(CacheError),
+    /// The same of the snapshot.
+    #[error("the snapshot could not be saved, so its vectors would come back; try again: {0}")]
+    Snapshot(Unsaved),
 }
 
 /// The parts of an answer that depend on the kind of error.
@@ -151,6 +155,9 @@ impl ApiError {
             Self::Item { source, .. } | Self::OneOf { source, .. } => source.face(),
             Self::Tier(_) => {
                 Face::new(S::SERVICE_UNAVAILABLE, SERVER, Some("tier_failed")).retry_after(1)
+            }
+            Self::Snapshot(_) => {
+                Face::new(S::SERVICE_UNAVAILABLE, SERVER, Some("snapshot_failed")).retry_after(1)
             }
             Self::Cache(_) => Face::new(S::INTERNAL_SERVER_ERROR, SERVER, None),
         }

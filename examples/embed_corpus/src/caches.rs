@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use baseline::SingleLockCache;
-use embedding_cache::{CacheError, CacheKey, EmbeddingCache, EmbeddingVector};
+use embedding_cache::tier::SecondTier;
+use embedding_cache::{
+    CacheError, CacheKey, EmbeddingCache, EmbeddingCacheBuilder, EmbeddingVector,
+};
 
 use crate::embedder::DIMENSIONS;
 
@@ -18,10 +21,21 @@ pub(crate) trait Cache: Send + Sync + 'static {
     /// How the report calls it.
     const NAME: &'static str;
 
+    /// Whether there is something behind it to ask.
+    const HAS_SECOND_TIER: bool = false;
+
     /// In what form it hands out a vector.
     type Vector: From<Vec<f32>> + AsRef<[f32]> + Send + Sync;
 
     fn get(&self, key: &CacheKey) -> impl Future<Output = Option<Self::Vector>> + Send;
+
+    /// Asks what is behind it for what it has not.
+    fn get_through(
+        &self,
+        keys: Vec<CacheKey>,
+    ) -> impl Future<Output = Vec<Option<Self::Vector>>> + Send {
+        async move { keys.iter().map(|_| None).collect() }
+    }
 
     fn put(
         &self,
@@ -56,11 +70,18 @@ impl Limits {
     }
 
     pub(crate) fn sharded(self) -> Result<EmbeddingCache, CacheError> {
+        self.builder().build()
+    }
+
+    pub(crate) fn tiered(self, tier: SecondTier) -> Result<Tiered, CacheError> {
+        Ok(Tiered(self.builder().tier(tier).build()?))
+    }
+
+    fn builder(self) -> EmbeddingCacheBuilder {
         EmbeddingCache::builder()
             .max_entries(self.entries)
             .max_bytes((self.mebibytes as u64) << 20)
             .time_to_live(TIME_TO_LIVE)
-            .build()
     }
 }
 
@@ -115,6 +136,31 @@ impl Cache for EmbeddingCache {
 
     async fn memory_bytes(&self) -> Option<u64> {
         Some(self.info().memory_bytes)
+    }
+}
+
+/// The sharded cache with a second tier.
+pub(crate) struct Tiered(pub(crate) EmbeddingCache);
+
+impl Cache for Tiered {
+    const NAME: &'static str = "sharded";
+    const HAS_SECOND_TIER: bool = true;
+    type Vector = EmbeddingVector;
+
+    async fn get(&self, key: &CacheKey) -> Option<EmbeddingVector> {
+        self.0.get(key).await
+    }
+
+    async fn get_through(&self, keys: Vec<CacheKey>) -> Vec<Option<EmbeddingVector>> {
+        self.0.get_through_many(keys).await
+    }
+
+    async fn put(&self, key: &CacheKey, vector: &EmbeddingVector) -> Result<(), Refused> {
+        Ok(self.0.put(key.clone(), vector.clone()).await?)
+    }
+
+    async fn memory_bytes(&self) -> Option<u64> {
+        Some(self.0.info().memory_bytes)
     }
 }
 

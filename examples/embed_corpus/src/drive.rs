@@ -49,6 +49,7 @@ pub(crate) struct Load {
 /// One cell of the table: a cache under a load.
 pub(crate) struct Cell {
     pub(crate) cache: &'static str,
+    pub(crate) has_second_tier: bool,
     pub(crate) load: Load,
     pub(crate) tally: Tally,
     /// From the first batch to the last.
@@ -64,7 +65,10 @@ pub(crate) struct Tally {
     /// Nanoseconds per batch.
     pub(crate) latency: Histogram<u64>,
     pub(crate) batches: u64,
+    /// Found in the cache, or in the tier behind it.
     pub(crate) hits: u64,
+    /// Of these, found in the tier behind it.
+    pub(crate) from_second: u64,
     /// Texts embedded.
     pub(crate) embedded: u64,
     /// Puts that the cache refused. The vector is returned all the same.
@@ -104,6 +108,7 @@ impl Tally {
             latency: Histogram::new_with_max(Self::LONGEST, 2).expect("these bounds are valid"),
             batches: 0,
             hits: 0,
+            from_second: 0,
             embedded: 0,
             refused: 0,
         }
@@ -113,6 +118,7 @@ impl Tally {
         self.latency.add(&other.latency).expect("the bounds are the same");
         self.batches += other.batches;
         self.hits += other.hits;
+        self.from_second += other.from_second;
         self.embedded += other.embedded;
         self.refused += other.refused;
     }
@@ -169,7 +175,15 @@ pub(crate) async fn drive<C: Cache>(
         tally.add(part);
     }
     let held = server.cache.memory_bytes().await;
-    Ok(Cell { cache: C::NAME, load, tally, elapsed, own: server.own_time(), held })
+    Ok(Cell {
+        cache: C::NAME,
+        has_second_tier: C::HAS_SECOND_TIER,
+        load,
+        tally,
+        elapsed,
+        own: server.own_time(),
+        held,
+    })
 }
 
 /// What the tasks of a cell share.
@@ -254,6 +268,9 @@ impl<C: Cache> Server<C> {
         for &paragraph in paragraphs {
             found.push(self.cache.get(self.workload.key(paragraph)).await);
         }
+        if C::HAS_SECOND_TIER {
+            self.ask_second(paragraphs, &mut found, tally).await;
+        }
         let mut reply = Vec::with_capacity(paragraphs.len());
         for (&paragraph, found) in paragraphs.iter().zip(found) {
             if let Some(vector) = found {
@@ -270,5 +287,24 @@ impl<C: Cache> Server<C> {
             reply.push(vector);
         }
         reply
+    }
+
+    /// Asks the second tier for all that the first had not, at once.
+    async fn ask_second(
+        &self,
+        paragraphs: &[usize],
+        found: &mut [Option<C::Vector>],
+        tally: &mut Tally,
+    ) {
+        let places: Vec<usize> = (0..found.len()).filter(|&place| found[place].is_none()).collect();
+        if places.is_empty() {
+            return;
+        }
+        let keys = places.iter().map(|&place| self.workload.key(paragraphs[place]).clone());
+        let answers = self.cache.get_through(keys.collect()).await;
+        for (place, answer) in places.into_iter().zip(answers) {
+            tally.from_second += u64::from(answer.is_some());
+            found[place] = answer;
+        }
     }
 }

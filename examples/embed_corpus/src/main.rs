@@ -13,9 +13,11 @@
 //! * `embedder`: a paragraph becomes a vector;
 //! * `workload`: which paragraphs are asked for, and what must come back;
 //! * `caches`: the caches under one trait;
+//! * `beyond`: a second tier, or a snapshot;
 //! * `drive`: the tasks, and how they are measured;
 //! * `report`: the table.
 
+mod beyond;
 mod caches;
 mod corpus;
 mod drive;
@@ -34,6 +36,7 @@ use clap::Parser;
 use indicatif::{ProgressBar, ProgressFinish, ProgressStyle};
 use tokio::runtime::Runtime;
 
+use beyond::Beyond;
 use caches::{Limits, NoCache, Sabotaged};
 use corpus::Corpus;
 use drive::{Cell, Load, drive};
@@ -63,6 +66,7 @@ struct Setup<'a> {
     options: &'a Options,
     workload: Arc<Workload>,
     limits: Limits,
+    beyond: Beyond,
     /// What the embedder takes for a paragraph on one core.
     embed_time: Duration,
     cores: usize,
@@ -74,6 +78,8 @@ fn run(options: &Options) -> Result<(), Failure> {
     let runtime = Runtime::new()
         .map_err(|error| Failure::Run(format!("cannot start the tokio runtime: {error}")))?;
     let workers = runtime.metrics().num_workers();
+    // Before the text is read: what is wrong with a store is told at once.
+    let beyond = runtime.block_on(Beyond::open(options))?;
 
     let spinner =
         progress(ProgressBar::new_spinner(), "{spinner} reading and embedding, {human_pos} files");
@@ -84,10 +90,11 @@ fn run(options: &Options) -> Result<(), Failure> {
 
     let limits = Limits::for_entries(options.entries(workload.len()));
     let embed_time = workload.measure_embedder();
-    let setup = Setup { options, workload, limits, embed_time, cores, workers };
+    let setup = Setup { options, workload, limits, beyond, embed_time, cores, workers };
     print(&report::introduction(&setup));
     let cells = runtime.block_on(serve_all(&setup))?;
-    print(&format!("\n{}\n{}", report::table(&cells), report::closing(&cells)));
+    print(&format!("\n{}\n{}", report::table(&cells), report::closing(&setup, &cells)));
+    runtime.block_on(setup.beyond.keep_all(&setup.workload, &setup.limits))?;
     Ok(())
 }
 
@@ -105,10 +112,17 @@ async fn serve_all(setup: &Setup<'_>) -> Result<Vec<Cell>, Failure> {
         bar.set_message(format!("tasks: {}", load.tasks));
         cells.push(drive(NoCache, workload, load, &bar).await?);
         cells.push(drive(limits.single_lock(), workload, load, &bar).await?);
-        cells.push(if options.sabotage {
-            drive(Sabotaged::new(sharded()?), workload, load, &bar).await?
-        } else {
-            drive(sharded()?, workload, load, &bar).await?
+        cells.push(match &setup.beyond {
+            _ if options.sabotage => {
+                drive(Sabotaged::new(sharded()?), workload, load, &bar).await?
+            }
+            Beyond::Nothing => drive(sharded()?, workload, load, &bar).await?,
+            Beyond::Tier { tier, .. } => {
+                drive(Beyond::tiered(tier, limits)?, workload, load, &bar).await?
+            }
+            Beyond::Snapshot(path) => {
+                drive(Beyond::loaded(path, limits)?, workload, load, &bar).await?
+            }
         });
     }
     Ok(cells)

@@ -30,6 +30,12 @@ use clap::Parser;
 /// has stopped. The time of the comparisons is left out of requests per second and of the waits.
 /// The first wrong vector ends the run.
 ///
+/// BEYOND ONE PROCESS. With --redis, --disk or --snapshot the sharded cache finds what an earlier run
+/// has embedded: the second run over the same text shows 0 embedder calls in its rows. A row begins
+/// with an empty first tier, or with the snapshot loaded. After the rows every paragraph is asked for
+/// once, so that the next run finds all of them whatever it draws. So that nothing is embedded again
+/// because a store is slow for a moment, its answer is waited for up to a second.
+///
 /// EXIT CODES. 0: all vectors were right. 1: a wrong vector, or another failure of the run. 2: a
 /// wrong option, or no text found.
 #[derive(Debug, Parser)]
@@ -52,9 +58,9 @@ pub(crate) struct Options {
     #[arg(long, value_name = "S", default_value = "0.99", value_parser = number(0.0, 10.0))]
     pub(crate) zipf: f64,
 
-    /// Entries that a cache may hold, in percent of the paragraphs
-    #[arg(long, value_name = "PERCENT", default_value = "25", value_parser = number(0.0, 100.0))]
-    pub(crate) capacity: f64,
+    /// Entries that a cache may hold, in percent of the paragraphs [default: 25, with --snapshot 110]
+    #[arg(long, value_name = "PERCENT", value_parser = number(0.0, 200.0))]
+    capacity: Option<f64>,
 
     /// Time for a row without a cache; any row stops after 3 times that
     #[arg(long, value_name = "S", default_value = "1.5", value_parser = number(0.001, 3600.0))]
@@ -73,6 +79,18 @@ pub(crate) struct Options {
     #[arg(value_parser = whole_number(1, 10_000_000))]
     pub(crate) max_paragraphs: usize,
 
+    /// A second tier for the sharded cache: a Redis or Valkey server, or some of a cluster
+    #[arg(long, value_name = "URL,URL,...", value_delimiter = ',', group = "behind")]
+    pub(crate) redis: Vec<String>,
+
+    /// A second tier for the sharded cache: a directory
+    #[arg(long, value_name = "DIR", group = "behind")]
+    pub(crate) disk: Option<PathBuf>,
+
+    /// A snapshot that the sharded cache begins with if it is there, and that is saved in the end
+    #[arg(long, value_name = "FILE", group = "behind")]
+    pub(crate) snapshot: Option<PathBuf>,
+
     /// Let the sharded cache return one wrong bit: must end in an error
     #[arg(long)]
     pub(crate) sabotage: bool,
@@ -81,7 +99,10 @@ pub(crate) struct Options {
 impl Options {
     /// The capacity of the caches for so many distinct paragraphs; at least one entry.
     pub(crate) fn entries(&self, paragraphs: usize) -> usize {
-        ((paragraphs as f64 * self.capacity / 100.0) as usize).max(1)
+        // Loading a snapshot leaves a twentieth of the room free.
+        let usual = if self.snapshot.is_some() { 110.0 } else { 25.0 };
+        let capacity = self.capacity.unwrap_or(usual);
+        ((paragraphs as f64 * capacity / 100.0) as usize).max(1)
     }
 }
 

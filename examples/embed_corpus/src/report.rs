@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::Setup;
+use crate::beyond::Beyond;
 use crate::drive::Cell;
 use crate::embedder::DIMENSIONS;
 
@@ -20,7 +21,8 @@ pub(crate) fn introduction(setup: &Setup<'_>) -> String {
          corpus    {}, {} of them distinct{cut}\n\
          embedder  hashed word n-grams, {DIMENSIONS} dimensions, {} a paragraph on one core\n\
          load      batches of {} paragraphs, Zipf {} over the distinct ones, seed {}\n\
-         caches    at most {} ({share:.1} % of the distinct paragraphs) and {} MiB\n",
+         caches    at most {} ({share:.1} % of the distinct paragraphs) and {} MiB\n\
+         {}",
         number(setup.cores as u64, "core", "cores"),
         number(setup.workers as u64, "tokio worker", "tokio workers"),
         corpus.root.display(),
@@ -35,10 +37,11 @@ pub(crate) fn introduction(setup: &Setup<'_>) -> String {
         setup.options.seed,
         number(limits.entries as u64, "entry", "entries"),
         count(limits.mebibytes as u64),
+        setup.beyond.describe(),
     )
 }
 
-const HEADER: [&str; 10] = [
+const HEADER: [&str; 11] = [
     "tasks",
     "cache",
     "requests",
@@ -47,6 +50,7 @@ const HEADER: [&str; 10] = [
     "p99",
     "p99.9",
     "hit ratio",
+    "hits by tier",
     "embedder calls",
     "memory held",
 ];
@@ -76,9 +80,12 @@ pub(crate) fn table(cells: &[Cell]) -> String {
 fn row(cell: &Cell) -> [String; HEADER.len()] {
     let quantile = |q| duration(Duration::from_nanos(cell.tally.latency.value_at_quantile(q)));
     let mark = if cell.was_stopped() { "*" } else { "" };
-    let (hit_ratio, held) = match &cell.held {
-        Some(held) => (format!("{:.1} %", 100.0 * cell.hit_ratio()), bytes(*held)),
-        None => ("-".to_owned(), "-".to_owned()),
+    let none = || "-".to_owned();
+    let (hit_ratio, by_tier, held) = match &cell.held {
+        Some(held) => {
+            (format!("{:.1} %", 100.0 * cell.hit_ratio()), hits_by_tier(cell), bytes(*held))
+        }
+        None => (none(), none(), none()),
     };
     [
         cell.load.tasks.to_string(),
@@ -89,9 +96,20 @@ fn row(cell: &Cell) -> [String; HEADER.len()] {
         quantile(0.99),
         quantile(0.999),
         hit_ratio,
+        by_tier,
         count(cell.tally.embedded),
         held,
     ]
+}
+
+/// Those of the first tier, and, where there is a second, those of that.
+fn hits_by_tier(cell: &Cell) -> String {
+    let first = count(cell.tally.hits - cell.tally.from_second);
+    if cell.has_second_tier {
+        format!("{first} + {}", count(cell.tally.from_second))
+    } else {
+        first
+    }
 }
 
 fn line(texts: &[String; HEADER.len()], widths: &[usize; HEADER.len()]) -> String {
@@ -102,7 +120,7 @@ fn line(texts: &[String; HEADER.len()], widths: &[usize; HEADER.len()]) -> Strin
 }
 
 /// How to read the table, and what came of the comparison of every vector.
-pub(crate) fn closing(cells: &[Cell]) -> String {
+pub(crate) fn closing(setup: &Setup<'_>, cells: &[Cell]) -> String {
     let mut text = String::from(
         "single lock     the design that this crate replaces; walks over all entries to evict one\n\
          requests        paragraphs asked for\n\
@@ -111,6 +129,13 @@ pub(crate) fn closing(cells: &[Cell]) -> String {
          memory held     by the cache in the end, as it counts it\n\
          Rows with the same number of tasks serve the same batches, beginning with an empty cache.\n",
     );
+    match setup.beyond {
+        Beyond::Nothing => {}
+        Beyond::Tier { .. } => {
+            text += "hits by tier    in the first + in the second, which keeps what earlier rows and runs embedded\n";
+        }
+        Beyond::Snapshot(_) => text += "The sharded cache begins with the snapshot.\n",
+    }
     if cells.iter().any(Cell::was_stopped) {
         text += "* Stopped after three times --seconds with batches left to serve, so its cache was cold\n\
                  \x20 for a larger part of them than the others'.\n";

@@ -11,6 +11,7 @@ use embedding_cache::{
 };
 
 use crate::backend::{Backend, BatchKind, EmbedError, Failed, Job};
+use crate::error::ApiError;
 use crate::limits::Shares;
 use crate::options::Options;
 use crate::request::Input;
@@ -141,9 +142,13 @@ impl Cached {
 
     /// # Errors
     ///
-    /// The second tier could not be told; here the vectors are gone.
-    pub(super) async fn forget(&self, model: &str) -> Result<usize, CacheError> {
-        self.cache.invalidate_model_through(model).await
+    /// The second tier could not be told, or the snapshot not be saved; here the vectors are gone.
+    pub(super) async fn forget(&self, model: &str) -> Result<usize, ApiError> {
+        let removed = self.cache.invalidate_model_through(model).await.map_err(ApiError::Tier)?;
+        if let Some(snapshots) = &self.snapshots {
+            snapshots.save_without_what_was_removed().await.map_err(ApiError::Snapshot)?;
+        }
+        Ok(removed)
     }
 
     /// Saves what outlives the process, once no request is under way.

@@ -34,7 +34,7 @@ use cached::{Cached, Loaded};
 use catalog::Catalog;
 use refusals::Refusals;
 
-pub(crate) use snapshots::SnapshotState;
+pub(crate) use snapshots::{SnapshotState, Unsaved};
 pub(crate) use suspect::Suspect;
 pub(crate) use usage::Usage;
 
@@ -211,10 +211,10 @@ impl Service {
     ///
     /// # Errors
     ///
-    /// There is no cache, or the second tier could not be told.
+    /// There is no cache, the second tier could not be told, or the snapshot not be saved.
     pub(crate) async fn forget(&self, model: &str) -> Result<usize, ApiError> {
         let cached = self.cached.as_ref().ok_or(ApiError::NoCache)?;
-        cached.forget(self.catalog.resolve(model)).await.map_err(ApiError::Tier)
+        cached.forget(self.catalog.resolve(model)).await
     }
 
     /// What the request asks for, if it can be had.

@@ -41,6 +41,14 @@ struct Shared {
     last: Mutex<Option<(Instant, SnapshotReport)>>,
 }
 
+/// How long a load takes to notice that something was removed.
+const LOAD_ENDS: Duration = Duration::from_secs(10);
+
+/// Why the snapshot was not saved.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Unsaved(String);
+
 /// What became of the snapshot so far.
 #[derive(Debug)]
 pub(crate) struct SnapshotState {
@@ -95,7 +103,25 @@ impl Snapshots {
             tracing::warn!(path = %self.shared.path.display(), "the snapshot was still being loaded and is not saved");
             return;
         }
-        self.shared.save().await;
+        // Counted and logged.
+        drop(self.shared.save().await);
+    }
+
+    /// Saves now, as something was removed that is not to come back from the file.
+    ///
+    /// # Errors
+    ///
+    /// It could not be saved, or is still being loaded after a while, though a removal ends that.
+    pub(super) async fn save_without_what_was_removed(&self) -> Result<(), Unsaved> {
+        let loaded = async {
+            while !self.shared.loaded.load(Relaxed) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        if tokio::time::timeout(LOAD_ENDS, loaded).await.is_err() {
+            return Err(Unsaved("it is still being loaded".into()));
+        }
+        self.shared.save().await
     }
 
     pub(super) fn state(&self) -> SnapshotState {
@@ -133,12 +159,17 @@ impl Shared {
         }
         loop {
             tokio::time::sleep(self.every).await;
-            self.save().await;
+            // Counted and logged; the next may fare better.
+            drop(self.save().await);
         }
     }
 
     /// Cancel safe: what is being written then is written to its end, unobserved.
-    async fn save(&self) {
+    ///
+    /// # Errors
+    ///
+    /// It could not be written; that is counted and logged.
+    async fn save(&self) -> Result<(), Unsaved> {
         let _turn = self.turn.lock().await;
         let (cache, path) = (self.cache.clone(), self.path.clone());
         let began = Instant::now();
@@ -148,10 +179,18 @@ impl Shared {
                 *self.last.lock() = Some((Instant::now(), report));
                 let (entries, bytes) = (report.entries, report.bytes);
                 tracing::info!(entries, bytes, took = ?began.elapsed(), "the snapshot is saved");
+                Ok(())
             }
-            Ok(Err(error)) => self.failed(&error, "the snapshot could not be saved"),
+            Ok(Err(error)) => {
+                self.failed(&error, "the snapshot could not be saved");
+                Err(Unsaved(error.to_string()))
+            }
             // It panicked, or the runtime ends.
-            Err(error) => tracing::warn!(%error, "the snapshot was not saved"),
+            Err(error) => {
+                self.failures.fetch_add(1, Relaxed);
+                tracing::warn!(%error, "the snapshot was not saved");
+                Err(Unsaved(error.to_string()))
+            }
         }
     }
 

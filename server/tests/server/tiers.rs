@@ -372,6 +372,36 @@ async fn a_server_that_is_stopped_or_killed_finds_its_vectors_in_its_directory()
     }
 }
 
+#[tokio::test]
+async fn a_model_that_was_removed_does_not_come_back_from_the_snapshot_of_before() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("cache.snapshot").to_str().unwrap().to_owned();
+    let upstream = Upstream::start(Mode::Good).await;
+    let url = upstream.url();
+    let arguments = ["--upstream", &url, "--snapshot", &path];
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let client = reqwest::Client::builder().no_proxy().build().unwrap();
+    let mut first = Running::start(&arguments).await;
+    ask_all(&first).await;
+    first.tell_to_stop();
+    first.ended().await;
+    let killed = Program::start(&arguments, &[]);
+    let began = Instant::now();
+    while killed.stats(&client).await["snapshot"]["loading"] == true {
+        assert!(began.elapsed() < Duration::from_secs(30));
+    }
+    let removed = client.delete(format!("{}/cache?model=m", killed.1)).send().await.unwrap();
+    assert!(removed.text().await.unwrap().contains("\"removed\":103"));
+    drop(killed);
+    let last = Running::start(&arguments).await;
+    last.until(|stats| stats["snapshot"]["loading"] == false).await;
+    assert_eq!(last.stats().await["cache"]["entries"], 2);
+    // Where it cannot be saved, that is said.
+    drop(folder);
+    let reply = last.send(last.client.delete(last.url("/cache?model=n"))).await;
+    reply.is_error(503).says("snapshot");
+}
+
 /// Runs the program to its end and says how that was, with all that it wrote.
 fn run(arguments: &[&str], environment: &[(&str, &str)]) -> (Option<i32>, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_embedding-cache-server"));

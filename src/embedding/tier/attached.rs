@@ -57,6 +57,12 @@ impl<K: EmbeddingKey, S> Attached<K, S> {
     }
 }
 
+impl<K: EmbeddingKey, S> Drop for Attached<K, S> {
+    fn drop(&mut self) {
+        self.guard.ended.notify_one();
+    }
+}
+
 impl<K: EmbeddingKey, S> fmt::Debug for Attached<K, S> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Attached").finish_non_exhaustive()

@@ -103,6 +103,40 @@ pub trait Tier: Send + Sync + 'static {
     fn reset(&self) {}
 }
 
+/// A tier that several caches of a process share, or that the process keeps a handle to.
+impl<T: Tier + ?Sized> Tier for Arc<T> {
+    fn get_many<'a>(&'a self, keys: &'a [TierKey]) -> BoxFuture<'a, Vec<Lookup>> {
+        (**self).get_many(keys)
+    }
+
+    fn set_many<'a>(
+        &'a self,
+        entries: &'a [TierEntry],
+    ) -> BoxFuture<'a, Vec<Result<(), TierError>>> {
+        (**self).set_many(entries)
+    }
+
+    fn namespace(&self) -> BoxFuture<'_, Result<Namespace, TierError>> {
+        (**self).namespace()
+    }
+
+    fn invalidate(&self, scope: Scope) -> BoxFuture<'_, Result<(), TierError>> {
+        (**self).invalidate(scope)
+    }
+
+    fn changed(&self) -> BoxFuture<'_, ()> {
+        (**self).changed()
+    }
+
+    fn bucket(&self, key: &TierKey) -> u8 {
+        (**self).bucket(key)
+    }
+
+    fn reset(&self) {
+        (**self).reset();
+    }
+}
+
 /// What a tier found under a key.
 #[derive(Debug, Clone)]
 pub enum Lookup {

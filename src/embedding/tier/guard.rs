@@ -72,6 +72,8 @@ pub(crate) struct Guard<K> {
     refreshing: tokio::sync::Mutex<()>,
     /// Whether a task looks for changes.
     polling: AtomicBool,
+    /// Told when the cache is gone, so that this task does not keep the tier until the next poll.
+    pub(super) ended: Notify,
     /// Where to start tasks for who has no runtime.
     runtime: Mutex<Option<Handle>>,
 }
@@ -110,6 +112,7 @@ impl<K: EmbeddingKey> Guard<K> {
             namespace: Mutex::default(),
             refreshing: tokio::sync::Mutex::default(),
             polling: AtomicBool::new(false),
+            ended: Notify::new(),
             runtime: Mutex::new(Handle::try_current().ok()),
         }
     }
@@ -364,6 +367,7 @@ where
         let guard = &*polling.0;
         loop {
             tokio::select! {
+                () = guard.ended.notified() => break,
                 () = sleep(guard.limits.poll_interval) => {}
                 // A tier whose future panics is not asked for it again before the next poll.
                 told = catching(guard.tier.0.changed()) => match told {

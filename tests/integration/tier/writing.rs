@@ -1,5 +1,6 @@
 //! How vectors get to the tier.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -133,4 +134,21 @@ async fn a_cache_without_room_still_fills_the_tier() {
     flush(&cache).await;
     model.embed(&cache, 0..10).await;
     assert_eq!(model.asked(), 10);
+}
+
+/// A directory, say, is locked for as long.
+#[tokio::test]
+async fn the_tier_goes_with_the_cache_and_not_at_the_next_poll() {
+    let fake = Arc::new(Fake::default());
+    let tier = SecondTier::new(Arc::clone(&fake)).poll_interval(Duration::from_secs(3600));
+    let cache = process_with(tier);
+    cache.put(key(1), vector(1)).await.unwrap();
+    assert!(cache.get_through(&key(2)).await.is_none());
+    assert_eq!(cache.tier_flush(Duration::from_secs(10)).await, 0);
+    drop(cache);
+    let started = std::time::Instant::now();
+    while Arc::strong_count(&fake) > 1 {
+        assert!(started.elapsed() < Duration::from_secs(20), "something keeps it");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }

@@ -9,6 +9,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use embedding_cache::tier::TierKey;
 use fjall::{
@@ -28,6 +29,9 @@ const SEPARATE: u32 = 256;
 /// places in between.
 const OVERHEAD: u64 = 176;
 
+/// How long opening waits for the disk. Without room it would wait for ever.
+const SETTLE: Duration = Duration::from_secs(5);
+
 /// Where the engine's files are.
 const FOLDER: &str = "store";
 /// Where they are until they are whole.
@@ -44,6 +48,16 @@ impl Generation {
     /// What is stored under `key`, with the 8 bytes before the value.
     pub(crate) fn get(&self, key: &TierKey) -> fjall::Result<Option<fjall::Slice>> {
         self.entries.get(key.to_bytes())
+    }
+
+    /// Writes what is in memory to its place, for a while at most.
+    fn settle(&self) -> fjall::Result<()> {
+        self.entries.rotate_memtable()?;
+        let started = Instant::now();
+        while self.entries.sealed_memtable_count() > 0 && started.elapsed() < SETTLE {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     fn contains(&self, key: &TierKey) -> fjall::Result<bool> {
@@ -94,8 +108,12 @@ impl Store {
         for older in numbers {
             database.delete_keyspace(generation(&database, older)?.entries)?;
         }
-        // What is in the journals may be in its place as well: too much rather than too little.
-        let written = current.entries.disk_space() + database.write_buffer_size();
+        // After a crash what was in the journals only is in memory again. In its place its size is
+        // known, and the journals are given up, however often that happens.
+        for generation in previous.iter().chain([&current]) {
+            generation.settle()?;
+        }
+        let written = current.entries.disk_space();
         Ok(Self { database, generations: Generations { current, previous }, written })
     }
 
@@ -108,9 +126,11 @@ impl Store {
         self.written
     }
 
-    /// What waits in memory, and will be on the disk twice until its journal is given up.
+    /// What may wait in memory, and will be on the disk twice until its journal is given up.
     pub(crate) fn unwritten(&self) -> u64 {
-        self.database.write_buffer_size()
+        let Generations { current, previous } = &self.generations;
+        let sealed = |generation: &Generation| generation.entries.sealed_memtable_count() as u64;
+        MEMTABLE * (1 + sealed(current) + previous.as_ref().map_or(0, sealed))
     }
 
     /// What an entry will take.

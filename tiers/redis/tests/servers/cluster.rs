@@ -3,12 +3,9 @@
 use std::time::{Duration, Instant};
 
 use embedding_cache::EmbeddingCache;
-use embedding_cache::tier::SecondTier;
 use embedding_cache_redis::RedisTier;
 
-use crate::support::{
-    Cluster, ENGINES, Engine, Model, flush, key, keys, process, process_with, vector,
-};
+use crate::support::{Cluster, ENGINES, Engine, Model, flush, key, keys, patient, process, vector};
 
 async fn tier(cluster: &Cluster) -> RedisTier {
     RedisTier::cluster(cluster.addresses()).connect().await.unwrap()
@@ -27,8 +24,7 @@ async fn a_batch_across_slots_is_no_crossslot_error() {
         flush(&first).await;
         let stats = first.stats().tier;
         assert_eq!((stats.writes, stats.write_failures), (1000, 0), "{engine:?} {stats:?}");
-        let patient = SecondTier::new(tier(&cluster).await).soft_deadline(Duration::from_secs(5));
-        let second = process_with(patient);
+        let second = patient(tier(&cluster).await);
         let found = found_in(&second, 0..1000).await;
         assert_eq!(found, 1000, "{engine:?}: {:?}", second.stats().tier);
         first.invalidate_all_through().await.unwrap();

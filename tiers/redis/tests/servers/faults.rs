@@ -5,7 +5,9 @@ use std::time::{Duration, Instant};
 use embedding_cache::EmbeddingCache;
 use embedding_cache_redis::RedisTier;
 
-use crate::support::{BlackHole, ENGINES, Engine, Model, Server, flush, key, process, vector};
+use crate::support::{
+    BlackHole, Dropping, ENGINES, Engine, Model, Server, flush, key, process, vector,
+};
 
 /// Far over the soft deadline, as the machine has other things to do; far under what clients are
 /// known to take for each command: 9.5 s on a closed port, 16.5 s on a server that never answers.
@@ -75,13 +77,17 @@ async fn a_frozen_server_fails_no_request_and_is_used_again_when_it_is_thawed() 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_server_that_was_killed_fails_no_request_and_is_used_again_when_it_is_back() {
-    for engine in ENGINES {
+async fn a_server_that_was_stopped_or_killed_fails_no_request_and_is_used_again_when_it_is_back() {
+    for (engine, kill) in [(Engine::Redis, true), (Engine::Valkey, false)] {
         let mut server = Server::start(engine);
         let (cache, model) = (process(tier(&server).await), Model::default());
         load(&cache, &model, 0..400).await;
         flush(&cache).await;
-        server.kill();
+        if kill {
+            server.kill();
+        } else {
+            server.stop();
+        }
         let slowest = load(&cache, &model, 10_000..14_000).await;
         assert!(slowest < SOON, "{engine:?}: {slowest:?}");
         let stats = cache.stats().tier;
@@ -95,8 +101,8 @@ async fn a_server_that_was_killed_fails_no_request_and_is_used_again_when_it_is_
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_server_that_is_not_there_costs_the_soft_deadline_at_most() {
-    let hole = BlackHole::start();
-    for address in ["redis://127.0.0.1:1", &hole.address] {
+    let (hole, dropping) = (BlackHole::start(), Dropping::start());
+    for address in ["redis://127.0.0.1:1", &hole.address, &dropping.address] {
         let cache = process(RedisTier::builder(address).lazy().unwrap());
         let model = Model::default();
         let slowest = load(&cache, &model, 0..4000).await;

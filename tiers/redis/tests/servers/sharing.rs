@@ -2,15 +2,15 @@
 
 use std::time::{Duration, Instant};
 
-use embedding_cache::tier::SecondTier;
 use embedding_cache_redis::RedisTier;
 
 use crate::support::{
-    ENGINES, Engine, Model, Server, flush, key, keys, process, process_with, vector,
+    ENGINES, Engine, Model, Server, flush, key, keys, patient, process_with, vector, waiting,
 };
 
 async fn tier(server: &Server) -> RedisTier {
-    RedisTier::builder(server.address()).connect().await.unwrap()
+    let timeout = Duration::from_secs(5);
+    RedisTier::builder(server.address()).timeout(timeout).connect().await.unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -18,12 +18,12 @@ async fn a_second_process_embeds_nothing_that_the_first_has() {
     for engine in ENGINES {
         let server = Server::start(engine);
         let model = Model::default();
-        let first = process(tier(&server).await);
+        let first = patient(tier(&server).await);
         for from in (0..1000).step_by(50) {
             model.embed(&first, from..from + 50).await;
         }
         flush(&first).await;
-        let second = process(tier(&server).await);
+        let second = patient(tier(&server).await);
         for from in (0..1000).step_by(50) {
             model.embed(&second, from..from + 50).await;
         }
@@ -34,7 +34,7 @@ async fn a_second_process_embeds_nothing_that_the_first_has() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn processes_that_begin_together_embed_each_text_at_most_twice() {
     let server = Server::start(Engine::Valkey);
-    let processes = [process(tier(&server).await), process(tier(&server).await)];
+    let processes = [patient(tier(&server).await), patient(tier(&server).await)];
     let models = [Model::default(), Model::default()];
     let mut tasks = Vec::new();
     for (cache, model) in processes.iter().zip(&models) {
@@ -51,13 +51,24 @@ async fn processes_that_begin_together_embed_each_text_at_most_twice() {
     for task in tasks {
         task.await.unwrap();
     }
-    assert!(models.iter().all(|model| model.asked() <= 1000));
+    // Each process embeds a text once at most, so each text is embedded twice at most.
+    let asked: usize = models.iter().map(Model::asked).sum();
+    assert!(models.iter().all(|model| model.asked() <= 1000) && asked >= 1000, "{asked}");
+    // One that begins after them embeds none.
+    for cache in &processes {
+        flush(cache).await;
+    }
+    let (late, model) = (patient(tier(&server).await), Model::default());
+    for from in (0..1000).step_by(50) {
+        model.embed(&late, from..from + 50).await;
+    }
+    assert_eq!(model.asked(), 0, "{:?}", late.stats().tier);
 }
 
 #[tokio::test]
 async fn lives_prefixes_and_databases_are_kept() {
     let server = Server::start(Engine::Redis);
-    let cache = process(tier(&server).await);
+    let cache = patient(tier(&server).await);
     cache.put_with_ttl(key(1), vector(1), Duration::from_secs(100)).await.unwrap();
     flush(&cache).await;
     let found =
@@ -77,10 +88,10 @@ async fn lives_prefixes_and_databases_are_kept() {
     assert!(found.is_some());
 
     let other = RedisTier::builder(server.address()).prefix("other").connect().await.unwrap();
-    assert!(process(other).get_through(&key(1)).await.is_none());
+    assert!(patient(other).get_through(&key(1)).await.is_none());
     let database = RedisTier::builder(format!("{}/3", server.address())).connect().await.unwrap();
-    assert!(process(database).get_through(&key(1)).await.is_none());
-    assert_eq!(process(tier(&server).await).get_through(&key(1)).await.unwrap(), vector(1));
+    assert!(patient(database).get_through(&key(1)).await.is_none());
+    assert_eq!(patient(tier(&server).await).get_through(&key(1)).await.unwrap(), vector(1));
 }
 
 #[tokio::test]
@@ -89,7 +100,7 @@ async fn values_of_others_are_misses() {
     let signed = |secret: &[u8]| {
         let secret = secret.to_vec();
         let server = &server;
-        async move { process_with(SecondTier::new(tier(server).await).authenticate(&secret)) }
+        async move { process_with(waiting(tier(server).await).authenticate(&secret)) }
     };
     let first = signed(b"one").await;
     first.put(key(1), vector(1)).await.unwrap();
@@ -123,11 +134,11 @@ async fn gone(cache: &embedding_cache::EmbeddingCache, number: usize) -> Duratio
 async fn an_invalidation_reaches_other_processes_by_message_and_by_polling() {
     for engine in ENGINES {
         let server = Server::start(engine);
-        let first = process(tier(&server).await);
+        let first = patient(tier(&server).await);
         first.put(key(1), vector(1)).await.unwrap();
         flush(&first).await;
         // By message: it would poll only after a minute.
-        let told = SecondTier::new(tier(&server).await).poll_interval(Duration::from_secs(60));
+        let told = waiting(tier(&server).await).poll_interval(Duration::from_secs(60));
         let second = process_with(told);
         assert!(second.get_through(&key(1)).await.is_some());
         while !server.command(&["PUBSUB", "CHANNELS"]).unwrap().contains("emb:ec1:inv") {
@@ -141,7 +152,7 @@ async fn an_invalidation_reaches_other_processes_by_message_and_by_polling() {
         // By polling: the message is not for it, as the nonce was exchanged by hand.
         first.put(key(2), vector(2)).await.unwrap();
         flush(&first).await;
-        let third = process(tier(&server).await);
+        let third = patient(tier(&server).await);
         assert!(third.get_through(&key(2)).await.is_some());
         server.command(&["HSET", "emb:ec1:gen", "all", "0123456789abcdef"]);
         assert!(gone(&third, 2).await < Duration::from_secs(4), "{engine:?}");
@@ -151,7 +162,7 @@ async fn an_invalidation_reaches_other_processes_by_message_and_by_polling() {
 #[tokio::test]
 async fn a_lost_hash_gives_misses_and_never_old_vectors() {
     let server = Server::start(Engine::Redis);
-    let first = process(tier(&server).await);
+    let first = patient(tier(&server).await);
     for number in 0..20 {
         first.put(key(number), vector(number)).await.unwrap();
     }
@@ -159,7 +170,7 @@ async fn a_lost_hash_gives_misses_and_never_old_vectors() {
     first.invalidate_model_through("e5-base").await.unwrap();
     for _ in 0..5 {
         assert_eq!(server.command(&["DEL", "emb:ec1:gen"]).unwrap(), ":1\r\n");
-        let late = process(tier(&server).await);
+        let late = patient(tier(&server).await);
         assert!(late.get_through_many(keys(0..20)).await.iter().all(Option::is_none));
     }
 }
@@ -168,7 +179,7 @@ async fn a_lost_hash_gives_misses_and_never_old_vectors() {
 #[tokio::test]
 async fn half_precision_is_the_same_everywhere() {
     let server = Server::start(Engine::Valkey);
-    let half = || async { process_with(SecondTier::new(tier(&server).await).half_precision()) };
+    let half = || async { process_with(waiting(tier(&server).await).half_precision()) };
     let first = half().await;
     let answer = first.get_or_embed(key(1), || async { vec![0.1_f32, 0.2] }).await.unwrap();
     flush(&first).await;

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use embedding_cache_redis::RedisTier;
 
-use crate::support::{BlackHole, ENGINES, Engine, Server, flush, key, process, vector};
+use crate::support::{BlackHole, ENGINES, Engine, Server, flush, key, patient, vector};
 
 #[tokio::test]
 async fn an_address_that_cannot_be_read_is_named_without_its_password() {
@@ -56,10 +56,10 @@ async fn a_wrong_password_and_a_missing_right_are_told() {
         RedisTier::builder(format!("redis://{name}:pw@127.0.0.1:{}", server.port)).connect()
     };
     assert!(connect("blind").await.unwrap_err().is_refused());
-    let first = process(connect("cache").await.unwrap());
+    let first = patient(connect("cache").await.unwrap());
     first.put(key(1), vector(1)).await.unwrap();
     flush(&first).await;
-    let second = process(connect("cache").await.unwrap());
+    let second = patient(connect("cache").await.unwrap());
     assert_eq!(second.get_through(&key(1)).await.unwrap(), vector(1));
     first.invalidate_all_through().await.unwrap();
     assert_eq!(first.stats().tier.failures_refused + second.stats().tier.failures_refused, 0);
@@ -161,13 +161,11 @@ async fn tls_takes_the_certificates_that_it_is_given_and_no_others() {
     let address = format!("rediss://127.0.0.1:{port}");
     let pem = std::fs::read(&ca).unwrap();
     let tier = RedisTier::builder(&address).root_certificate(pem.clone()).connect().await.unwrap();
-    let first = process(tier);
+    let first = patient(tier);
     first.put(key(1), vector(1)).await.unwrap();
     flush(&first).await;
     let tier = RedisTier::builder(&address).root_certificate(pem).connect().await.unwrap();
-    let patient =
-        embedding_cache::tier::SecondTier::new(tier).soft_deadline(Duration::from_secs(5));
-    let second = crate::support::process_with(patient);
+    let second = patient(tier);
     assert_eq!(second.get_through(&key(1)).await.unwrap(), vector(1));
     // Nobody whom the system trusts has signed it.
     let error = RedisTier::builder(&address).connect().await.unwrap_err();

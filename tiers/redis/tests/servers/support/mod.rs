@@ -122,6 +122,12 @@ impl Server {
         self.signal("-CONT");
     }
 
+    /// Ends it as an operator would.
+    pub(crate) fn stop(&mut self) {
+        self.command(&["SHUTDOWN", "NOSAVE"]);
+        self.child.wait().unwrap();
+    }
+
     pub(crate) fn kill(&mut self) {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -230,6 +236,29 @@ pub(crate) struct BlackHole {
     pub(crate) address: String,
 }
 
+/// Does not even accept them: packets to it are dropped.
+pub(crate) struct Dropping {
+    pub(crate) address: String,
+    /// Those that fill its queue.
+    _waiting: Vec<TcpStream>,
+    _listener: TcpListener,
+}
+
+impl Dropping {
+    pub(crate) fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        let patience = Duration::from_millis(300);
+        let mut waiting = Vec::new();
+        // The queue of those who are not accepted has a few hundred or thousand places.
+        while let Ok(stream) = TcpStream::connect_timeout(&address, patience) {
+            waiting.push(stream);
+            assert!(waiting.len() < 20_000, "the queue has no end");
+        }
+        Self { address: format!("redis://{address}"), _waiting: waiting, _listener: listener }
+    }
+}
+
 impl BlackHole {
     pub(crate) fn start() -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
@@ -249,6 +278,17 @@ pub(crate) fn process(tier: RedisTier) -> EmbeddingCache {
 
 pub(crate) fn process_with(tier: SecondTier) -> EmbeddingCache {
     EmbeddingCache::builder().max_entries(100_000).tier(tier).build().unwrap()
+}
+
+/// A process that waits for answers longer than a busy machine needs: for what is there, not when.
+pub(crate) fn patient(tier: RedisTier) -> EmbeddingCache {
+    process_with(waiting(tier))
+}
+
+pub(crate) fn waiting(tier: RedisTier) -> SecondTier {
+    SecondTier::new(tier)
+        .soft_deadline(Duration::from_secs(5))
+        .hard_timeout(Duration::from_secs(10))
 }
 
 pub(crate) fn key(number: usize) -> CacheKey {
