@@ -244,6 +244,7 @@ where
     {
         let now = self.now_for_reading();
         let at = self.place(key);
+        self.inflight.supersede(at, key);
         let mut notifier = self.notifier();
         let removed = self.change(at.shard, wait, Unlock::Plain, &mut notifier, |table, gone| {
             let (id, entry) = table.find(at.hash, key)?;
