@@ -184,7 +184,7 @@ where
                 {
                     return Err(NeedsRoom::NoRoom);
                 }
-                let old = table.replace(id, value, *ticket);
+                let old = table.replace(id, value, ticket);
                 if ticket.weight != old {
                     reservation.take_over(Usage { entries: 0, weight: old });
                     reservation.spend(Usage { entries: 0, weight: ticket.weight });

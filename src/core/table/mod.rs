@@ -304,7 +304,7 @@ impl<K, V> Table<K, V> {
     /// the ticket. That counts as a use. Returns the old weight.
     // Always: a call passes the whole ticket through memory.
     #[inline(always)]
-    pub(super) fn replace(&mut self, id: SlotId, value: &mut V, ticket: Ticket) -> u64 {
+    pub(super) fn replace(&mut self, id: SlotId, value: &mut V, ticket: &Ticket) -> u64 {
         let expiry = self.stamp(ticket.span, ticket.now);
         let Some(entry) = self.store.entry_mut(id) else {
             unreachable!("{id:?} was found under this lock hold");
@@ -320,8 +320,7 @@ impl<K, V> Table<K, V> {
         }
         let now = self.latest;
         if let Some(orders) = self.orders_for(expiry) {
-            // A copy, so that only where there are orders it is put into memory.
-            orders.replaced(id, old_expiry, expiry, now, Ticket { ..ticket });
+            orders.replaced(id, old_expiry, expiry, now, *ticket);
         }
         old
     }
