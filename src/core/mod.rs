@@ -388,11 +388,14 @@ impl<K, V, S> ShardedCache<K, V, S> {
     #[inline]
     fn fresh_beyond_for_reading(&self) -> Stamp {
         // One branch, and where nothing can expire nothing to keep at hand but zero.
-        if self.may_expire.load(Relaxed) {
-            self.now_for_reading().plus(self.config.table_config.grace)
-        } else {
-            Stamp::ZERO
-        }
+        if self.may_expire.load(Relaxed) { self.fresh_beyond_now() } else { Stamp::ZERO }
+    }
+
+    // Out of line, as beside a look at the clock a call is little: then the rest of a hit is shorter.
+    #[cold]
+    #[inline(never)]
+    fn fresh_beyond_now(&self) -> Stamp {
+        self.now_for_reading().plus(self.config.table_config.grace)
     }
 
     /// The moment for an export: exact, so that lives are.
