@@ -313,7 +313,7 @@ impl<K, V> Table<K, V> {
         std::mem::swap(&mut entry.value, value);
         let old_expiry = std::mem::replace(&mut entry.expiry, expiry);
         let old = std::mem::replace(&mut entry.weight, ticket.weight);
-        self.written[id] = ticket.written;
+        *self.written.at_mut(id) = ticket.written;
         if ticket.weight != old {
             self.policy.weigh(id, ticket.weight);
             self.held.weight = self.held.weight - old + ticket.weight;

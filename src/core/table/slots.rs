@@ -67,6 +67,15 @@ impl<T> Slots<T> {
         ((id.0 as usize) < self.len).then(|| &self[id])
     }
 
+    /// The item at `id`, as by an index.
+    // Always: a replacement pays 16 instructions for each of two calls, which an index becomes there.
+    // Where all indices are in line, the functions around them no longer are.
+    #[inline(always)]
+    pub(super) fn at_mut(&mut self, id: SlotId) -> &mut T {
+        let (segment, place) = id.split();
+        &mut self.segments[segment][place]
+    }
+
     /// Whether one more item would have no id left.
     pub(in crate::core) fn is_full(&self) -> bool {
         self.len >= MOST
@@ -136,11 +145,9 @@ impl<T> std::ops::Index<SlotId> for Slots<T> {
 }
 
 impl<T> std::ops::IndexMut<SlotId> for Slots<T> {
-    // Always: a replacement pays 16 instructions for each of two calls.
-    #[inline(always)]
+    #[inline]
     fn index_mut(&mut self, id: SlotId) -> &mut T {
-        let (segment, place) = id.split();
-        &mut self.segments[segment][place]
+        self.at_mut(id)
     }
 }
 

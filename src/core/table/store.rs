@@ -43,7 +43,7 @@ impl<K, V> Store<K, V> {
     // Always: as a call it costs a replacement 20 instructions.
     #[inline(always)]
     pub(super) fn entry_mut(&mut self, id: SlotId) -> Option<&mut Entry<K, V>> {
-        match &mut self.slots[id] {
+        match self.slots.at_mut(id) {
             Slot::Occupied(entry) => Some(entry),
             Slot::Vacant(_) => None,
         }
