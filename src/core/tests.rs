@@ -323,7 +323,7 @@ fn nobody_sees_an_outdated_shard_and_writers_renew_it() {
         ("contains_key", |cache| assert!(!cache.contains_key(&1))),
         ("entry_info", |cache| assert_eq!(cache.entry_info(&1), None)),
         ("look", |cache| {
-            assert!(matches!(cache.peek_state(&1, Until::after(SLICE)), Some(Lookup::Absent)))
+            assert!(matches!(cache.peek_state(&1, Until::after(SLICE)), Some(Lookup::Absent)));
         }),
         ("iter", |cache| assert_eq!(cache.iter().count(), 0)),
         ("keys", |cache| assert_eq!(cache.keys().count(), 0)),

@@ -22,8 +22,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// Dropped at an `.await`, it has changed nothing.
     pub async fn get(&self, key: &K) -> Option<EmbeddingVector> {
         // Not a `match`: what it looks at would be part of the future.
-        if let Some(found) = self.get_at_once(key) {
-            return found;
+        if let Some(found) = self.inner.core.lookup(&key.probe(), Try) {
+            return found.map(|components| self.inner.vector(components));
         }
         // Hardly ever: in a box, so that not every call has room for it to move.
         Box::pin(self.get_until(key, None)).await.flatten()
@@ -145,8 +145,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         key: &K,
         wait: Duration,
     ) -> Result<Option<EmbeddingVector>, CacheError> {
-        if let Some(found) = self.get_at_once(key) {
-            return Ok(found);
+        if let Some(found) = self.inner.core.lookup(&key.probe(), Try) {
+            return Ok(found.map(|components| self.inner.vector(components)));
         }
         Box::pin(self.get_until(key, Some(wait))).await.ok_or_else(|| {
             let error = ErrorKind::Timeout { operation: "get", waited: wait }.into();
@@ -391,15 +391,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         result
     }
 
-    /// The first try of a get, which nearly always is the last; `None` if another thread has the
-    /// lock.
-    #[inline]
-    fn get_at_once(&self, key: &K) -> Option<Option<EmbeddingVector>> {
-        let found = self.inner.core.lookup(&key.probe(), Try)?;
-        Some(found.map(|components| self.inner.vector(components)))
-    }
-
-    /// The other tries; `None` if the lock was not had within `limit`.
+    /// The tries of a get after the first; `None` if the lock was not had within `limit`.
     async fn get_until(&self, key: &K, limit: Option<Duration>) -> Option<Option<EmbeddingVector>> {
         let Inner { core, waiters, .. } = &*self.inner;
         let probe = key.probe();
