@@ -1,13 +1,11 @@
 //! What outlives the process: a second tier, or a snapshot.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use embedding_cache::EmbeddingCache;
 use embedding_cache::tier::{SecondTier, Tier};
-use embedding_cache_disk::DiskTier;
-use embedding_cache_redis::RedisTier;
 
 use crate::Failure;
 use crate::caches::{Limits, Tiered};
@@ -18,7 +16,12 @@ use crate::workload::Workload;
 /// What is behind the sharded cache. Shared by the caches of all rows.
 pub(crate) enum Beyond {
     Nothing,
-    Tier { tier: Arc<dyn Tier>, name: String },
+    // Made by the two features only.
+    #[cfg_attr(not(any(feature = "disk", feature = "redis")), allow(dead_code))]
+    Tier {
+        tier: Arc<dyn Tier>,
+        name: String,
+    },
     Snapshot(PathBuf),
 }
 
@@ -33,15 +36,38 @@ impl Beyond {
         if let Some(path) = &options.snapshot {
             return Ok(Self::Snapshot(path.clone()));
         }
-        if let Some(directory) = &options.disk {
-            let tier = DiskTier::builder(directory)
-                .open()
-                .map_err(|error| Failure::Input(format!("--disk: {error}")))?;
-            let name = format!("the directory {}", directory.display());
-            return Ok(Self::Tier { tier: Arc::new(tier), name });
+        match (&options.disk, &options.redis[..]) {
+            (Some(directory), _) => Self::disk(directory),
+            (None, []) => Ok(Self::Nothing),
+            (None, urls) => Self::redis(urls).await,
         }
-        let (builder, name) = match &options.redis[..] {
-            [] => return Ok(Self::Nothing),
+    }
+
+    #[cfg(feature = "disk")]
+    fn disk(directory: &Path) -> Result<Self, Failure> {
+        let tier = embedding_cache_disk::DiskTier::builder(directory)
+            .open()
+            .map_err(|error| Failure::Input(format!("--disk: {error}")))?;
+        let name = format!("the directory {}", directory.display());
+        Ok(Self::Tier { tier: Arc::new(tier), name })
+    }
+
+    #[cfg(not(feature = "disk"))]
+    fn disk(_: &Path) -> Result<Self, Failure> {
+        Err(not_built("disk"))
+    }
+
+    #[cfg(not(feature = "redis"))]
+    #[allow(clippy::unused_async)]
+    async fn redis(_: &[String]) -> Result<Self, Failure> {
+        Err(not_built("redis"))
+    }
+
+    #[cfg(feature = "redis")]
+    async fn redis(urls: &[String]) -> Result<Self, Failure> {
+        use embedding_cache_redis::RedisTier;
+
+        let (builder, name) = match urls {
             [url] => (RedisTier::builder(url), "a server of Redis or Valkey"),
             urls => (RedisTier::cluster(urls), "a cluster of Redis or Valkey"),
         };
@@ -137,6 +163,11 @@ async fn ask_for_all(cache: &EmbeddingCache, workload: &Workload) -> Result<(), 
         }
     }
     Ok(())
+}
+
+#[cfg(not(all(feature = "disk", feature = "redis")))]
+fn not_built(feature: &str) -> Failure {
+    Failure::Input(format!("--{feature}: not in this build; build it with --features {feature}"))
 }
 
 fn cannot_make(error: &embedding_cache::CacheError) -> Failure {
