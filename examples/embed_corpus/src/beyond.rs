@@ -6,8 +6,6 @@ use std::time::Duration;
 
 use embedding_cache::EmbeddingCache;
 use embedding_cache::tier::{SecondTier, Tier};
-use embedding_cache_disk::DiskTier;
-use embedding_cache_redis::RedisTier;
 
 use crate::Failure;
 use crate::caches::{Limits, Tiered};
@@ -18,7 +16,11 @@ use crate::workload::Workload;
 /// What is behind the sharded cache. Shared by the caches of all rows.
 pub(crate) enum Beyond {
     Nothing,
-    Tier { tier: Arc<dyn Tier>, name: String },
+    #[cfg_attr(not(any(feature = "disk", feature = "redis")), allow(dead_code))]
+    Tier {
+        tier: Arc<dyn Tier>,
+        name: String,
+    },
     Snapshot(PathBuf),
 }
 
@@ -34,24 +36,12 @@ impl Beyond {
             return Ok(Self::Snapshot(path.clone()));
         }
         if let Some(directory) = &options.disk {
-            let tier = DiskTier::builder(directory)
-                .open()
-                .map_err(|error| Failure::Input(format!("--disk: {error}")))?;
-            let name = format!("the directory {}", directory.display());
-            return Ok(Self::Tier { tier: Arc::new(tier), name });
+            return disk(directory);
         }
-        let (builder, name) = match &options.redis[..] {
-            [] => return Ok(Self::Nothing),
-            [url] => (RedisTier::builder(url), "a server of Redis or Valkey"),
-            urls => (RedisTier::cluster(urls), "a cluster of Redis or Valkey"),
-        };
-        let tier = builder
-            .prefix("embed-corpus")
-            .timeout(SOFT)
-            .connect()
-            .await
-            .map_err(|error| Failure::Input(format!("--redis: {error}")))?;
-        Ok(Self::Tier { tier: Arc::new(tier), name: name.into() })
+        if !options.redis.is_empty() {
+            return redis(&options.redis).await;
+        }
+        Ok(Self::Nothing)
     }
 
     /// The line of the introduction; nothing if there is nothing.
@@ -141,4 +131,54 @@ async fn ask_for_all(cache: &EmbeddingCache, workload: &Workload) -> Result<(), 
 
 fn cannot_make(error: &embedding_cache::CacheError) -> Failure {
     Failure::Run(format!("cannot make the cache: {error}"))
+}
+
+#[cfg(feature = "disk")]
+fn disk(directory: &std::path::Path) -> Result<Beyond, Failure> {
+    let tier = embedding_cache_disk::DiskTier::builder(directory)
+        .open()
+        .map_err(|error| Failure::Input(format!("--disk: {error}")))?;
+    let name = format!("the directory {}", directory.display());
+    Ok(Beyond::Tier { tier: Arc::new(tier), name })
+}
+
+#[cfg(not(feature = "disk"))]
+fn disk(_: &std::path::Path) -> Result<Beyond, Failure> {
+    Err(run_with("disk"))
+}
+
+#[cfg(feature = "redis")]
+async fn redis(urls: &[String]) -> Result<Beyond, Failure> {
+    use embedding_cache_redis::RedisTier;
+    let (builder, name) = match urls {
+        [url] => (RedisTier::builder(url), "a server of Redis or Valkey"),
+        urls => (RedisTier::cluster(urls), "a cluster of Redis or Valkey"),
+    };
+    let tier = builder
+        .prefix("embed-corpus")
+        .timeout(SOFT)
+        .connect()
+        .await
+        .map_err(|error| Failure::Input(format!("--redis: {error}")))?;
+    Ok(Beyond::Tier { tier: Arc::new(tier), name: name.into() })
+}
+
+#[cfg(not(feature = "redis"))]
+async fn redis(_: &[String]) -> Result<Beyond, Failure> {
+    Err(run_with("redis"))
+}
+
+/// Runs this program with a feature that was not built, and ends as that does. Where cargo has not
+/// begun this one, says how.
+#[cfg(not(all(feature = "disk", feature = "redis")))]
+fn run_with(feature: &str) -> Failure {
+    let command = ["run", "--release", "-p", "embed-corpus", "--features", feature, "--"];
+    let arguments = std::env::args_os().skip(1);
+    let Some(cargo) = std::env::var_os("CARGO") else {
+        return Failure::Input(format!("--{feature} needs cargo {} ...", command.join(" ")));
+    };
+    match std::process::Command::new(cargo).args(command).args(arguments).status() {
+        Ok(status) => std::process::exit(status.code().unwrap_or(1)),
+        Err(error) => Failure::Run(format!("cannot run cargo: {error}")),
+    }
 }

@@ -34,7 +34,8 @@ use clap::Parser;
 /// has embedded: the second run over the same text shows 0 embedder calls in its rows. A row begins
 /// with an empty first tier, or with the snapshot loaded. After the rows every paragraph is asked for
 /// once, so that the next run finds all of them whatever it draws. So that nothing is embedded again
-/// because a store is slow for a moment, its answer is waited for up to a second.
+/// because a store is slow for a moment, its answer is waited for up to a second. What --redis and
+/// --disk need is built when they are given first, which takes a minute.
 ///
 /// EXIT CODES. 0: all vectors were right. 1: a wrong vector, or another failure of the run. 2: a
 /// wrong option, or no text found.
