@@ -24,6 +24,7 @@ fails_with 2 "$out/empty"         # no paragraph
 fails_with 2 "$out/empty/missing" # no such directory
 fails_with 2 Cargo.toml           # a file
 fails_with 2 --tasks 0 src        # a wrong option
+fails_with 2 --disk "$out/disk" src # what this build does not have
 
 # What measures lock holds builds and starts.
 cargo run -p contention --example lock_hold -- --help > /dev/null

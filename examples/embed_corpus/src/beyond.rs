@@ -1,6 +1,6 @@
 //! What outlives the process: a second tier, or a snapshot.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::workload::Workload;
 /// What is behind the sharded cache. Shared by the caches of all rows.
 pub(crate) enum Beyond {
     Nothing,
+    // Made by the two features only.
     #[cfg_attr(not(any(feature = "disk", feature = "redis")), allow(dead_code))]
     Tier {
         tier: Arc<dyn Tier>,
@@ -35,13 +36,48 @@ impl Beyond {
         if let Some(path) = &options.snapshot {
             return Ok(Self::Snapshot(path.clone()));
         }
-        if let Some(directory) = &options.disk {
-            return disk(directory);
+        match (&options.disk, &options.redis[..]) {
+            (Some(directory), _) => Self::disk(directory),
+            (None, []) => Ok(Self::Nothing),
+            (None, urls) => Self::redis(urls).await,
         }
-        if !options.redis.is_empty() {
-            return redis(&options.redis).await;
-        }
-        Ok(Self::Nothing)
+    }
+
+    #[cfg(feature = "disk")]
+    fn disk(directory: &Path) -> Result<Self, Failure> {
+        let tier = embedding_cache_disk::DiskTier::builder(directory)
+            .open()
+            .map_err(|error| Failure::Input(format!("--disk: {error}")))?;
+        let name = format!("the directory {}", directory.display());
+        Ok(Self::Tier { tier: Arc::new(tier), name })
+    }
+
+    #[cfg(not(feature = "disk"))]
+    fn disk(_: &Path) -> Result<Self, Failure> {
+        Err(not_built("disk"))
+    }
+
+    #[cfg(not(feature = "redis"))]
+    #[allow(clippy::unused_async)]
+    async fn redis(_: &[String]) -> Result<Self, Failure> {
+        Err(not_built("redis"))
+    }
+
+    #[cfg(feature = "redis")]
+    async fn redis(urls: &[String]) -> Result<Self, Failure> {
+        use embedding_cache_redis::RedisTier;
+
+        let (builder, name) = match urls {
+            [url] => (RedisTier::builder(url), "a server of Redis or Valkey"),
+            urls => (RedisTier::cluster(urls), "a cluster of Redis or Valkey"),
+        };
+        let tier = builder
+            .prefix("embed-corpus")
+            .timeout(SOFT)
+            .connect()
+            .await
+            .map_err(|error| Failure::Input(format!("--redis: {error}")))?;
+        Ok(Self::Tier { tier: Arc::new(tier), name: name.into() })
     }
 
     /// The line of the introduction; nothing if there is nothing.
@@ -129,56 +165,11 @@ async fn ask_for_all(cache: &EmbeddingCache, workload: &Workload) -> Result<(), 
     Ok(())
 }
 
+#[cfg(not(all(feature = "disk", feature = "redis")))]
+fn not_built(feature: &str) -> Failure {
+    Failure::Input(format!("--{feature}: not in this build; build it with --features {feature}"))
+}
+
 fn cannot_make(error: &embedding_cache::CacheError) -> Failure {
     Failure::Run(format!("cannot make the cache: {error}"))
-}
-
-#[cfg(feature = "disk")]
-fn disk(directory: &std::path::Path) -> Result<Beyond, Failure> {
-    let tier = embedding_cache_disk::DiskTier::builder(directory)
-        .open()
-        .map_err(|error| Failure::Input(format!("--disk: {error}")))?;
-    let name = format!("the directory {}", directory.display());
-    Ok(Beyond::Tier { tier: Arc::new(tier), name })
-}
-
-#[cfg(not(feature = "disk"))]
-fn disk(_: &std::path::Path) -> Result<Beyond, Failure> {
-    Err(run_with("disk"))
-}
-
-#[cfg(feature = "redis")]
-async fn redis(urls: &[String]) -> Result<Beyond, Failure> {
-    use embedding_cache_redis::RedisTier;
-    let (builder, name) = match urls {
-        [url] => (RedisTier::builder(url), "a server of Redis or Valkey"),
-        urls => (RedisTier::cluster(urls), "a cluster of Redis or Valkey"),
-    };
-    let tier = builder
-        .prefix("embed-corpus")
-        .timeout(SOFT)
-        .connect()
-        .await
-        .map_err(|error| Failure::Input(format!("--redis: {error}")))?;
-    Ok(Beyond::Tier { tier: Arc::new(tier), name: name.into() })
-}
-
-#[cfg(not(feature = "redis"))]
-async fn redis(_: &[String]) -> Result<Beyond, Failure> {
-    Err(run_with("redis"))
-}
-
-/// Runs this program with a feature that was not built, and ends as that does. Where cargo has not
-/// begun this one, says how.
-#[cfg(not(all(feature = "disk", feature = "redis")))]
-fn run_with(feature: &str) -> Failure {
-    let command = ["run", "--release", "-p", "embed-corpus", "--features", feature, "--"];
-    let arguments = std::env::args_os().skip(1);
-    let Some(cargo) = std::env::var_os("CARGO") else {
-        return Failure::Input(format!("--{feature} needs cargo {} ...", command.join(" ")));
-    };
-    match std::process::Command::new(cargo).args(command).args(arguments).status() {
-        Ok(status) => std::process::exit(status.code().unwrap_or(1)),
-        Err(error) => Failure::Run(format!("cannot run cargo: {error}")),
-    }
 }

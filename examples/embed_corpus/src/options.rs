@@ -34,8 +34,8 @@ use clap::Parser;
 /// has embedded: the second run over the same text shows 0 embedder calls in its rows. A row begins
 /// with an empty first tier, or with the snapshot loaded. After the rows every paragraph is asked for
 /// once, so that the next run finds all of them whatever it draws. So that nothing is embedded again
-/// because a store is slow for a moment, its answer is waited for up to a second. What --redis and
-/// --disk need is built when they are given first, which takes a minute.
+/// because a store is slow for a moment, its answer is waited for up to a second. --redis and --disk
+/// are in a build with the features of these names: cargo run --release -p embed-corpus --features disk
 ///
 /// EXIT CODES. 0: all vectors were right. 1: a wrong vector, or another failure of the run. 2: a
 /// wrong option, or no text found.
@@ -80,11 +80,11 @@ pub(crate) struct Options {
     #[arg(value_parser = whole_number(1, 10_000_000))]
     pub(crate) max_paragraphs: usize,
 
-    /// A second tier for the sharded cache: a Redis or Valkey server, or some of a cluster
+    /// A second tier for the sharded cache: a Redis or Valkey server, or some of a cluster (feature redis)
     #[arg(long, value_name = "URL,URL,...", value_delimiter = ',', group = "behind")]
     pub(crate) redis: Vec<String>,
 
-    /// A second tier for the sharded cache: a directory
+    /// A second tier for the sharded cache: a directory (feature disk)
     #[arg(long, value_name = "DIR", group = "behind")]
     pub(crate) disk: Option<PathBuf>,
 
