@@ -400,15 +400,8 @@ pub struct InsertError<K, V> {
 }
 
 impl<K, V> InsertError<K, V> {
-    pub(crate) fn new(kind: ErrorKind, key: K, value: V) -> Self {
-        Self { error: CacheError::new(kind), key, value }
-    }
-
-    /// What an insert that failed with `error` returns, of an entry that is still there, as then it
-    /// always is.
-    #[cold]
-    pub(crate) fn of(error: CacheError, entry: Option<(K, V)>) -> Result<(), Self> {
-        entry.map_or(Ok(()), |(key, value)| Err(Self { error, key, value }))
+    pub(crate) fn new(error: impl Into<CacheError>, key: K, value: V) -> Self {
+        Self { error: error.into(), key, value }
     }
 
     /// Why the insert was refused.

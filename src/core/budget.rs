@@ -2,7 +2,7 @@
 //!
 //! Room is reserved before an entry is inserted and released after it has left, so the counters are
 //! at every instant at least what the shards hold. A writer that evicts from its own shard keeps
-//! what that frees in its [`Reservation`] and hands it to the newcomer: with entries of one size, a
+//! what that frees in its [`Reservation`] and hands it to the new entry: with entries of one size, a
 //! full cache writes no shared line at all.
 //!
 //! Orderings: all relaxed. Each counter is only ever changed by read-modify-writes, whose order is
@@ -15,9 +15,6 @@
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 pub(super) use super::table::usage::{Limit, Usage};
-
-/// How often an operation that finds all room reserved by others waits for it: some 20 ms in all.
-pub(super) const WAITS: u32 = 24;
 
 /// A counter and its maximum, on a cache line of their own.
 #[derive(Debug)]
@@ -120,11 +117,13 @@ impl Budget {
 pub(super) struct Reservation<'a> {
     budget: &'a Budget,
     held: Usage,
+    /// What it could not be made to cover, for the next try.
+    pub(super) missed: Usage,
 }
 
 impl<'a> Reservation<'a> {
     pub(super) fn new(budget: &'a Budget) -> Self {
-        Self { budget, held: Usage::default() }
+        Self { budget, held: Usage::default(), missed: Usage::default() }
     }
 
     /// Takes over the room of an entry that has just left its shard.

@@ -8,6 +8,7 @@ use crate::error::{CacheError, ErrorKind};
 use crate::hasher::DefaultHashBuilder;
 
 use super::clock::{Clock, Grace, Stamp, Time};
+use super::removal::Listener;
 use super::table::TableConfig;
 use super::table::expiry::Jitter;
 use super::table::policy::{EvictionPolicy, MemoryPressure};
@@ -26,12 +27,11 @@ const ENTRIES_PER_SHARD: usize = 256;
 const WEIGHT_PER_SHARD: u64 = 4 << 20;
 
 pub(super) type Measure<K, V> = Box<dyn Fn(&K, &V) -> u64 + Send + Sync>;
-pub(super) type Listener<K, V> = Box<dyn Fn(&K, &V, RemovalCause) + Send + Sync>;
 
 /// Configures and makes a [`ShardedCache`]; from [`ShardedCache::builder`].
 ///
 /// At least one of [`max_entries`](Self::max_entries) and [`max_weight`](Self::max_weight) must be
-/// set: a cache that nobody bounded fills the machine.
+/// set: a cache without a bound fills the machine.
 #[must_use]
 pub struct ShardedCacheBuilder<K, V, S = DefaultHashBuilder> {
     max_entries: Option<usize>,
@@ -153,7 +153,7 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
         self
     }
 
-    /// How much longer than its time-to-live an entry is kept, for those who ask for what is stale;
+    /// How much longer than its time-to-live an entry is kept, for loads that ask for stale values;
     /// to all others it is expired. Not part of the public interface.
     #[doc(hidden)]
     pub fn grace(mut self, grace: Duration) -> Self {

@@ -1,10 +1,13 @@
 //! The counters of a shard (but for hits and misses, see [`hit_counters`](super::hit_counters)) and their copy for
 //! the caller.
 
+use crate::error::CacheError;
 use crate::stats::CacheStats;
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use super::budget::Usage;
+use super::RemovalCause;
+use super::budget::{Limit, Usage};
+use super::table::EvictReason;
 
 /// One shard at one moment, from [`ShardedCache::shard_stats`](crate::ShardedCache::shard_stats).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,14 +29,14 @@ pub struct ShardStats {
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     // Counted by anyone, but rarely: read-modify-writes. Hits and misses are in the hit counters.
-    pub(super) rejected: Shared,
+    rejected: Shared,
     pub(super) timeouts: Shared,
     // Counted under the write lock.
     pub(super) insertions: Owned,
-    pub(super) updates: Owned,
-    pub(super) evicted_by_entries: Owned,
-    pub(super) evicted_by_weight: Owned,
-    pub(super) expired: Owned,
+    updates: Owned,
+    evicted_by_entries: Owned,
+    evicted_by_weight: Owned,
+    expired: Owned,
     pub(super) removals: Owned,
     /// What the shard holds, for reading without its lock.
     entries: AtomicU64,
@@ -65,6 +68,41 @@ impl Owned {
 }
 
 impl Counters {
+    /// Counts a put that was not carried out; not one that something newer refused, which is none of
+    /// the caller's.
+    pub(super) fn count_refusal(&self, error: &CacheError) {
+        if error.is_timeout() {
+            self.timeouts.count();
+        } else if !error.is_superseded() {
+            self.rejected.count();
+        }
+    }
+
+    /// Counts an entry that left to make room under `limit`, and says how that is called.
+    #[inline]
+    pub(super) fn count_eviction(&self, reason: EvictReason, limit: Limit) -> RemovalCause {
+        let cause = match (reason, limit) {
+            (EvictReason::Expired, _) => RemovalCause::Expired,
+            (EvictReason::Evicted, Limit::Entries) => RemovalCause::Size,
+            (EvictReason::Evicted, Limit::Weight) => RemovalCause::Weight,
+        };
+        self.count_removal(cause);
+        cause
+    }
+
+    /// Counts an entry that left or was replaced.
+    #[inline]
+    pub(super) fn count_removal(&self, cause: RemovalCause) {
+        let counter = match cause {
+            RemovalCause::Expired => &self.expired,
+            RemovalCause::Size => &self.evicted_by_entries,
+            RemovalCause::Weight => &self.evicted_by_weight,
+            RemovalCause::Replaced => &self.updates,
+            RemovalCause::Removed => &self.removals,
+        };
+        counter.count();
+    }
+
     /// Shows what the shard holds. Under the write lock.
     pub(super) fn show(&self, held: Usage) {
         self.entries.store(held.entries, Relaxed);

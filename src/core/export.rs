@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use super::ShardedCache;
 
-use super::shard::{BITE, Fair, Forever};
+use super::shard::{BITE, Unlock};
 use super::table::slots::SlotId;
 use super::table::{State, Table};
+use super::wait::Forever;
 
 /// Where an entry was found, and how hot it was.
 #[derive(Debug, Clone, Copy)]
@@ -51,7 +52,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
         let shard = &self.shards[number];
         // Once under the write lock, so that hits noted before are played back.
         let mut notifier = self.notifier();
-        let ordered = self.change(shard, Fair(Forever), &mut notifier, |table, _| {
+        let ordered = self.change(shard, Forever, Unlock::Fair, &mut notifier, |table, _| {
             (table.slots(), table.after_in_use(None).is_some())
         });
         notifier.end();

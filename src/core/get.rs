@@ -7,18 +7,18 @@ use std::time::Duration;
 use equivalent::Equivalent;
 
 use crate::error::{CacheError, ErrorKind};
-use crate::sync::atomic::Ordering::Relaxed;
 
 use super::clock::Stamp;
 use super::hit_counters::Outcome;
-use super::shard::{Forever, Shard, Try, Until, Wait};
+use super::shard::{Shard, Unlock};
 use super::table::index::SlotHash;
 use super::table::policy::HitNote;
 use super::table::slots::SlotId;
 use super::table::{Entry, State, Table};
+use super::wait::{Forever, Try, Until, Wait};
 use super::{EntryInfo, RemovalCause, ShardedCache};
 
-/// What a look at a key shows, from [`ShardedCache::look_slice`].
+/// What is stored under a key, from [`ShardedCache::peek_state`].
 pub(crate) enum Lookup<V> {
     /// A value within its time-to-live.
     Fresh(V),
@@ -60,7 +60,7 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        self.get_here(key, Forever).flatten()
+        self.lookup(key, Forever).flatten()
     }
 
     /// [`get`](Self::get) that waits at most `wait` for the lock of the shard; zero tries once.
@@ -82,38 +82,37 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        self.get_within(key, Until::after(wait)).ok_or_else(|| {
-            self.place(key).shard.counters.timeouts.count();
-            ErrorKind::Timeout { operation: "get", waited: wait }.into()
-        })
+        self.lookup(key, Until::after(wait)).ok_or_else(|| self.timed_out(key, wait))
     }
 
-    /// [`get`](Self::get) for callers that put more around it: not always in line, as with that it is
-    /// no faster.
-    #[inline]
-    pub(crate) fn get_called<Q>(&self, key: &Q) -> Option<V>
+    /// [`get`](Self::get) that does not wait.
+    ///
+    /// # Errors
+    ///
+    /// [`CacheError::is_timeout`] if another thread holds the lock of the shard: whether the key has
+    /// a value is then not known. Such a call counts as a timeout, neither as a hit nor as a miss.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<u64, u64>::builder().max_entries(10).build()?;
+    /// cache.insert(1, 10)?;
+    /// match cache.try_get(&1) {
+    ///     Ok(found) => assert_eq!(found, Some(10)), // or `None`: a miss
+    ///     Err(busy) => assert!(busy.is_timeout()),  // neither: a thread has the lock
+    /// }
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
+    pub fn try_get<Q>(&self, key: &Q) -> Result<Option<V>, CacheError>
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        self.get_within(key, Forever).flatten()
+        self.lookup(key, Try).ok_or_else(|| self.timed_out(key, Duration::ZERO))
     }
 
-    /// A `get` that does not wait and does not count that as a timeout: `None` if another thread has
-    /// the lock.
-    #[inline]
-    pub(crate) fn get_at_once<Q>(&self, key: &Q) -> Option<Option<V>>
-    where
-        Q: Hash + Equivalent<K> + ?Sized,
-    {
-        self.get_within(key, Try)
-    }
-
-    /// A `get` that does not count a timeout, for waits in several slices.
-    pub(crate) fn get_slice<Q>(&self, key: &Q, wait: Duration) -> Option<Option<V>>
-    where
-        Q: Hash + Equivalent<K> + ?Sized,
-    {
-        self.get_within(key, Until::after(wait))
+    #[cold]
+    fn timed_out<Q: Hash + ?Sized>(&self, key: &Q, waited: Duration) -> CacheError {
+        self.place(key).shard.counters.timeouts.count();
+        ErrorKind::Timeout { operation: "get", waited }.into()
     }
 
     /// The value of `key` without counting: neither a use nor a hit nor a miss. The read lock of
@@ -131,7 +130,10 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        self.look(key, self.now_for_reading(), |_, _, entry| entry.value.clone())
+        self.peek_with(key, self.now_for_reading(), Forever, |_, _, entry, state| {
+            (state == State::Fresh).then(|| entry.value.clone())
+        })
+        .flatten()
     }
 
     /// Whether `key` has a live entry; counts as nothing. The read lock of one shard; `O(1)`.
@@ -148,7 +150,8 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        self.look(key, self.now_for_reading(), |_, _, _| ()).is_some()
+        let is_fresh = |_: &_, _, _: &_, state| (state == State::Fresh).then_some(());
+        self.peek_with(key, self.now_for_reading(), Forever, is_fresh).flatten().is_some()
     }
 
     /// What the cache knows of the entry of `key`; counts as nothing. The read lock of one shard;
@@ -168,62 +171,71 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        self.entry_info_within(key, Forever).flatten()
+        self.entry_info_with(key, Forever).flatten()
     }
 
-    /// As [`entry_info`](Self::entry_info), waiting at most `wait` for the lock, zero tries once;
-    /// `None` if it was not had.
-    pub(crate) fn entry_info_slice<Q>(&self, key: &Q, wait: Duration) -> Option<Option<EntryInfo>>
+    /// [`entry_info`](Self::entry_info); `None` if the lock was not had.
+    pub(crate) fn entry_info_with<Q, W>(&self, key: &Q, wait: W) -> Option<Option<EntryInfo>>
     where
         Q: Hash + Equivalent<K> + ?Sized,
-    {
-        self.entry_info_within(key, Until::after(wait))
-    }
-
-    fn entry_info_within<Q, P>(&self, key: &Q, patience: P) -> Option<Option<EntryInfo>>
-    where
-        Q: Hash + Equivalent<K> + ?Sized,
-        P: Wait,
+        W: Wait,
     {
         let now = self.config.time.now();
-        self.look_at(key, now, patience, |table, id, entry| EntryInfo {
-            weight: entry.weight,
-            written_at: self.wall_time_after(table.written(id)),
-            expires_in: table.life_left(id, entry, now),
+        self.peek_with(key, now, wait, |table, id, entry, state| {
+            (state == State::Fresh).then(|| EntryInfo {
+                weight: entry.weight,
+                written_at: self.wall_time_after(table.written(id)),
+                expires_in: table.life_left(id, entry, now),
+            })
         })
     }
 
-    /// [`get_here`](Self::get_here), or a call of it, as the compiler likes.
-    #[inline]
-    fn get_within<Q, P>(&self, key: &Q, wait: P) -> Option<Option<V>>
+    /// What is stored under `key`, counted as nothing; `None` if the lock was not had.
+    pub(crate) fn peek_state<Q, W>(&self, key: &Q, wait: W) -> Option<Lookup<V>>
     where
         Q: Hash + Equivalent<K> + ?Sized,
-        P: Wait,
+        W: Wait,
     {
-        self.get_here(key, wait)
+        let now = self.now_for_reading();
+        let found = self.peek_with(key, now, wait, |table, _, entry, state| match state {
+            State::Fresh => Some(Lookup::Fresh(entry.value.clone())),
+            State::Stale => {
+                let past = table.past_life(entry, now);
+                Some(Lookup::Stale { value: entry.value.clone(), past })
+            }
+            State::Dead => None,
+        });
+        Some(found?.unwrap_or(Lookup::Absent))
     }
 
-    /// `None` if `wait` ran out before an answer was there.
-    #[inline(always)]
-    fn get_here<Q, P>(&self, key: &Q, wait: P) -> Option<Option<V>>
+    /// What `look` makes of the entry of `key` under the read lock; counts nothing. `None` if the
+    /// lock was not had, `Some(None)` if there is no entry.
+    fn peek_with<Q, W, R>(
+        &self,
+        key: &Q,
+        now: Stamp,
+        wait: W,
+        look: impl FnOnce(&Table<K, V>, SlotId, &Entry<K, V>, State) -> Option<R>,
+    ) -> Option<Option<R>>
     where
         Q: Hash + Equivalent<K> + ?Sized,
-        P: Wait,
+        W: Wait,
     {
-        // Twice, so that where nothing can expire a hit asks for no time and has none to keep at hand.
-        if self.may_expire.load(Relaxed) {
-            self.get_at(key, wait, self.fresh_beyond_for_reading())
-        } else {
-            self.get_at(key, wait, Stamp::ZERO)
-        }
+        let at = self.place(key);
+        let table = at.shard.read(wait)?;
+        let Some((id, entry)) = self.find(&table, at.hash, key) else { return Some(None) };
+        Some(look(&table, id, entry, table.state(id, entry, now)))
     }
 
+    /// [`get`](Self::get) for any wait; `None` if the lock was not had, which counts as nothing.
+    // Always: a call would return the value through memory, a tenth of a hit.
     #[inline(always)]
-    fn get_at<Q, P>(&self, key: &Q, wait: P, fresh_beyond: Stamp) -> Option<Option<V>>
+    pub(crate) fn lookup<Q, W>(&self, key: &Q, wait: W) -> Option<Option<V>>
     where
         Q: Hash + Equivalent<K> + ?Sized,
-        P: Wait,
+        W: Wait,
     {
+        let fresh_beyond = self.fresh_beyond_for_reading();
         let at = self.place(key);
         let table = at.shard.read(wait)?;
         let Some((id, entry)) = self.find(&table, at.hash, key) else {
@@ -234,18 +246,26 @@ where
         // In a straight line: a hit is what this cache is for. Two of them are under way at once in
         // a large cache, or three, by how many instructions one takes: the processor runs ahead by
         // some three hundred, and what it waits for is memory.
-        if entry.expiry > fresh_beyond && table.is_settled(entry) {
+        let is_in_time = entry.expiry > fresh_beyond;
+        if is_in_time && table.is_settled(entry) {
             let value = entry.value.clone();
             drop(table);
             self.hit_counters.count(at.number, Outcome::Hit);
             return Some(Some(value));
         }
-        let now = fresh_beyond.minus(self.config.table_config.grace);
-        match table.state(id, entry, now) {
+        let (now, state) = if is_in_time && fresh_beyond == Stamp::ZERO {
+            // Nothing expires: no more to ask.
+            (Stamp::ZERO, State::Fresh)
+        } else {
+            let now = fresh_beyond.minus(self.config.table_config.grace);
+            (now, table.state(id, entry, now))
+        };
+        match state {
             State::Fresh => {
-                let value = entry.value.clone();
                 table.note_use(id, now);
                 let note = table.hit(id, entry);
+                // Not before: it would be kept in memory meanwhile.
+                let value = entry.value.clone();
                 drop(table);
                 self.hit_counters.count(at.number, Outcome::Hit);
                 if note == HitNote::Full {
@@ -260,7 +280,7 @@ where
             }
             State::Dead => {
                 drop(table);
-                Some(self.get_expired(key, now, wait))
+                Some(self.lookup_dead(key, now, wait))
             }
         }
     }
@@ -284,10 +304,10 @@ where
     // Finds its place once more, so that a hit need not keep it.
     #[cold]
     #[inline(never)]
-    fn note_hit<Q, P>(&self, key: &Q, wait: P)
+    fn note_hit<Q, W>(&self, key: &Q, wait: W)
     where
         Q: Hash + Equivalent<K> + ?Sized,
-        P: Wait,
+        W: Wait,
     {
         let at = self.place(key);
         self.note_hits(at.shard, std::iter::once((key, at.hash)), wait);
@@ -297,17 +317,17 @@ where
     /// runs out the notes are lost: the value is worth more than its place in the order.
     #[cold]
     #[inline(never)]
-    pub(super) fn note_hits<'q, Q, P>(
+    pub(super) fn note_hits<'q, Q, W>(
         &self,
         shard: &Shard<K, V>,
         hits: impl Iterator<Item = (&'q Q, SlotHash)>,
-        wait: P,
+        wait: W,
     ) where
         Q: Equivalent<K> + ?Sized + 'q,
-        P: Wait,
+        W: Wait,
     {
         let mut notifier = self.notifier();
-        self.change(shard, wait, &mut notifier, |table, _| {
+        self.change(shard, wait, Unlock::Plain, &mut notifier, |table, _| {
             for (key, hash) in hits {
                 if let Some((id, _)) = table.find(hash, key) {
                     table.touch(id);
@@ -322,14 +342,14 @@ where
     /// removing it is left to others.
     #[cold]
     #[inline(never)]
-    pub(super) fn get_expired<Q, P>(&self, key: &Q, now: Stamp, wait: P) -> Option<V>
+    pub(super) fn lookup_dead<Q, W>(&self, key: &Q, now: Stamp, wait: W) -> Option<V>
     where
         Q: Hash + Equivalent<K> + ?Sized,
-        P: Wait,
+        W: Wait,
     {
         let at = self.place(key);
         let mut notifier = self.notifier();
-        let refreshed = self.change(at.shard, wait, &mut notifier, |table, gone| {
+        let refreshed = self.change(at.shard, wait, Unlock::Plain, &mut notifier, |table, gone| {
             let (id, entry) = table.find(at.hash, key)?;
             match table.state(id, entry, now) {
                 State::Fresh => {
@@ -341,11 +361,8 @@ where
                 State::Stale => return None,
                 State::Dead => {}
             }
-            if let Some(entry) = table.take(id) {
-                self.release(&entry);
-                at.shard.counters.expired.count();
-                gone.push((entry.key, entry.value, RemovalCause::Expired));
-            }
+            let counters = &at.shard.counters;
+            self.budget.release(gone.take_out(counters, table, id, RemovalCause::Expired));
             None
         });
         let value = refreshed.flatten();
@@ -353,68 +370,5 @@ where
         self.hit_counters.count(at.number, outcome);
         notifier.end();
         value
-    }
-
-    /// Looks at `key` without counting anything, waiting at most `wait` for the lock, zero tries
-    /// once; `None` if it was not had.
-    pub(crate) fn look_slice<Q>(&self, key: &Q, wait: Duration) -> Option<Lookup<V>>
-    where
-        Q: Hash + Equivalent<K> + ?Sized,
-    {
-        match wait {
-            Duration::ZERO => self.look_within(key, Try),
-            wait => self.look_within(key, Until::after(wait)),
-        }
-    }
-
-    fn look_within<Q, P>(&self, key: &Q, wait: P) -> Option<Lookup<V>>
-    where
-        Q: Hash + Equivalent<K> + ?Sized,
-        P: Wait,
-    {
-        let now = self.now_for_reading();
-        let at = self.place(key);
-        let table = at.shard.read(wait)?;
-        let Some((id, entry)) = self.find(&table, at.hash, key) else {
-            return Some(Lookup::Absent);
-        };
-        Some(match table.state(id, entry, now) {
-            State::Fresh => Lookup::Fresh(entry.value.clone()),
-            State::Stale => {
-                Lookup::Stale { value: entry.value.clone(), past: table.past_life(entry, now) }
-            }
-            State::Dead => Lookup::Absent,
-        })
-    }
-
-    /// Looks at a live entry under the read lock without counting anything.
-    fn look<Q, R>(
-        &self,
-        key: &Q,
-        now: Stamp,
-        at_it: impl FnOnce(&Table<K, V>, SlotId, &Entry<K, V>) -> R,
-    ) -> Option<R>
-    where
-        Q: Hash + Equivalent<K> + ?Sized,
-    {
-        self.look_at(key, now, Forever, at_it).flatten()
-    }
-
-    /// As [`look`](Self::look); `None` if `patience` ran out.
-    fn look_at<Q, P, R>(
-        &self,
-        key: &Q,
-        now: Stamp,
-        patience: P,
-        at_it: impl FnOnce(&Table<K, V>, SlotId, &Entry<K, V>) -> R,
-    ) -> Option<Option<R>>
-    where
-        Q: Hash + Equivalent<K> + ?Sized,
-        P: Wait,
-    {
-        let at = self.place(key);
-        let table = at.shard.read(patience)?;
-        let Some((id, entry)) = self.find(&table, at.hash, key) else { return Some(None) };
-        Some((table.state(id, entry, now) == State::Fresh).then(|| at_it(&table, id, entry)))
     }
 }

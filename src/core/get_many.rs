@@ -1,25 +1,24 @@
 //! Lookup of many keys together: every shard of a group locked once, memory accesses overlapped.
 //!
 //! Of one lookup each step waits for memory that the step before has named: the bucket of the index,
-//! the slot, the count of who holds the value, which a clone changes. The processor runs ahead by a
+//! the slot, the reference count of the value, which a clone changes. The processor runs ahead by a
 //! few hundred instructions, too few to see the next lookup. So a group takes each step for all keys
 //! before the next, and each step that waits is short: a dozen keys then wait together.
 
 use std::hash::{BuildHasher, Hash};
 use std::hint::black_box;
 use std::ops::Deref;
-use std::time::Duration;
 
 use equivalent::Equivalent;
 use smallvec::SmallVec;
 
 use super::clock::Stamp;
 use super::hit_counters::Outcome;
-use super::shard::{Forever, Try, Until, Wait};
 use super::table::index::SlotHash;
 use super::table::policy::HitNote;
 use super::table::slots::SlotId;
 use super::table::{Entry, Slot, State, Table};
+use super::wait::{Forever, Wait};
 use super::{Place, ShardedCache};
 
 /// Keys of a batch that are taken together; see [`ShardedCache::get_many`]. With 64 a usual batch
@@ -29,7 +28,7 @@ pub(crate) const GROUP: usize = 64;
 
 /// The keys of a group, gone through more than once. An iterator, so that it may be over keys or
 /// over references to keys.
-trait Keys<'q, Q: ?Sized + 'q>: Iterator<Item = &'q Q> + Clone {}
+pub(crate) trait Keys<'q, Q: ?Sized + 'q>: Iterator<Item = &'q Q> + Clone {}
 impl<'q, Q: ?Sized + 'q, I: Iterator<Item = &'q Q> + Clone> Keys<'q, Q> for I {}
 
 impl<K, V, S> ShardedCache<K, V, S>
@@ -64,38 +63,23 @@ where
             if group.is_empty() {
                 return values;
             }
-            // Waiting without limit always comes to an answer.
+            // A wait without a limit always has an answer.
             self.get_group(group.iter().copied(), Forever, |value| values.push(value));
         }
     }
 
     /// Looks up at most [`GROUP`] keys, each counted as by a `get`, and calls `push` with the answer
-    /// to each, in their order, with no lock held. Waits at most `wait` for all locks together, zero
-    /// tries each once; says whether they were had: if not, nothing was pushed and nothing counted.
-    pub(crate) fn get_group_slice<Q>(
-        &self,
-        keys: &[Q],
-        wait: Duration,
-        push: impl FnMut(Option<V>),
-    ) -> bool
-    where
-        Q: Hash + Equivalent<K>,
-    {
-        match wait {
-            Duration::ZERO => self.get_group(keys.iter(), Try, push),
-            wait => self.get_group(keys.iter(), Until::after(wait), push),
-        }
-    }
-
-    fn get_group<'q, Q, P>(
+    /// to each, in their order, with no lock held. Says whether the locks were had: if not, nothing was
+    /// pushed and nothing counted.
+    pub(crate) fn get_group<'q, Q, W>(
         &self,
         keys: impl Keys<'q, Q>,
-        wait: P,
+        wait: W,
         mut push: impl FnMut(Option<V>),
     ) -> bool
     where
         Q: Hash + Equivalent<K> + ?Sized + 'q,
-        P: Wait,
+        W: Wait,
     {
         let fresh_beyond = self.fresh_beyond_for_reading();
         let mut seats: SmallVec<[Seat<'_, K, V>; GROUP]> =
@@ -192,7 +176,7 @@ where
                 State::Dead => left.expired |= 1 << place,
             }
         }
-        // Waits for the counts of who holds the values.
+        // Waits for the reference counts of the values.
         (looks.iter().map(|look| look.fresh.cloned()).collect(), left)
     }
 
@@ -200,17 +184,17 @@ where
     /// shard under one lock hold, and to look again for what was seen expired.
     #[cold]
     #[inline(never)]
-    fn finish<'q, Q, P>(
+    fn finish<'q, Q, W>(
         &self,
         keys: impl Keys<'q, Q>,
         seats: &[Seat<'_, K, V>],
         now: Stamp,
         Left { mut unnoted, expired }: Left,
         answers: &mut [Option<V>],
-        wait: P,
+        wait: W,
     ) where
         Q: Hash + Equivalent<K> + ?Sized + 'q,
-        P: Wait,
+        W: Wait,
     {
         while unnoted != 0 {
             let first = &seats[unnoted.trailing_zeros() as usize];
@@ -226,7 +210,7 @@ where
         for (place, key) in keys.enumerate() {
             if expired & 1 << place != 0 {
                 // A deadline that runs out for an expired entry makes it a miss.
-                answers[place] = self.get_expired(key, now, wait);
+                answers[place] = self.lookup_dead(key, now, wait);
             }
         }
     }
@@ -256,7 +240,7 @@ struct Look<'t, K, V> {
 
 impl<'t, K, V> Look<'t, K, V> {
     /// As [`Table::find`].
-    #[inline(always)]
+    #[inline]
     fn find<Q>(&self, hash: SlotHash, key: &Q) -> Option<(SlotId, &'t Entry<K, V>)>
     where
         Q: Equivalent<K> + ?Sized,
@@ -270,7 +254,7 @@ impl<'t, K, V> Look<'t, K, V> {
     }
 }
 
-/// What a group has come to in one shard.
+/// The outcome of a group in one shard.
 #[derive(Clone, Copy, Default)]
 struct Noted {
     hits: u64,

@@ -50,7 +50,7 @@ pub(super) struct HitCounters {
     common: Box<[Cells]>,
 }
 
-/// What a `get` came to.
+/// The outcome of a `get`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Outcome {
     Hit,

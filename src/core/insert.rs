@@ -1,36 +1,21 @@
 //! Operations that write one key; how room is made for it is in [`make_room`](super::make_room).
 
 use std::hash::{BuildHasher, Hash};
+use std::mem;
 use std::time::Duration;
 
 use equivalent::Equivalent;
 
 use crate::error::{CacheError, InsertError};
-use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use crate::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use super::make_room::{AtOnce, NewEntry};
-use super::shard::{Forever, Try, Until, Wait};
-use super::table::{State, Ticket};
-use super::{Place, RemovalCause, ShardedCache};
-
-/// On what options an entry is stored.
-#[derive(Debug, Clone, Copy, Default)]
-pub(crate) struct InsertOptions<'a> {
-    /// A time-to-live of its own, in place of the cache's.
-    pub(crate) time_to_live: Option<Duration>,
-    /// For a value that was loaded: unless something newer came since.
-    pub(crate) condition: Option<Condition<'a>>,
-}
-
-/// What must hold under the write lock of the shard for a loaded value to be stored.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Condition<'a> {
-    /// The [`epoch`](ShardedCache::epoch) from before the value was loaded is still that of the cache.
-    pub(crate) epoch: u64,
-    /// This is not set, and there is no fresh entry of the key: one that was there when the load began
-    /// would have been served instead, so it is newer. Relaxed: it is set before the shard is locked.
-    pub(crate) superseded: Option<&'a AtomicBool>,
-}
+use super::budget::{Reservation, Usage};
+use super::make_room::{Attempt, InsertOptions, Put, Stored};
+use super::removal::Gone;
+use super::shard::Unlock;
+use super::table::State;
+use super::wait::{Forever, Try, Until, Wait};
+use super::{RemovalCause, ShardedCache};
 
 impl<K, V, S> ShardedCache<K, V, S>
 where
@@ -38,7 +23,7 @@ where
     S: BuildHasher,
 {
     /// Stores `value` under `key` with the time-to-live of the cache. A value that is there is
-    /// replaced, which evicts nobody unless the entry grows.
+    /// replaced, which evicts no other entry unless this one grows.
     ///
     /// The write lock of one shard; `O(1)` amortized. Where room is needed, expired entries of the
     /// shard leave first, then those that the policies name; at most 64 under one lock hold.
@@ -60,7 +45,7 @@ where
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn insert(&self, key: K, value: V) -> Result<(), InsertError<K, V>> {
-        self.insert_within(key, value, InsertOptions::default(), Forever)
+        self.insert_entry(key, value, InsertOptions::default(), Forever)
     }
 
     /// [`insert`](Self::insert) with a time-to-live of its own; zero means expired at once.
@@ -85,8 +70,9 @@ where
         value: V,
         time_to_live: Duration,
     ) -> Result<(), InsertError<K, V>> {
-        let options = InsertOptions { time_to_live: Some(time_to_live), condition: None };
-        self.insert_within(key, value, options, Forever)
+        let options =
+            InsertOptions { time_to_live: Some(time_to_live), ..InsertOptions::default() };
+        self.insert_entry(key, value, options, Forever)
     }
 
     /// [`insert`](Self::insert) that waits at most `wait` for locks; zero tries once.
@@ -116,7 +102,30 @@ where
         value: V,
         wait: Duration,
     ) -> Result<(), InsertError<K, V>> {
-        self.insert_within(key, value, InsertOptions::default(), Until::after(wait))
+        self.insert_entry(key, value, InsertOptions::default(), Until::after(wait))
+    }
+
+    /// [`insert`](Self::insert) that does not wait.
+    ///
+    /// # Errors
+    ///
+    /// As [`insert`](Self::insert), but [`CacheError::is_contended`] already where other writers hold
+    /// all the room at this moment; and [`CacheError::is_timeout`] if another thread holds the lock of
+    /// the shard. Key and value are given back and are not stored.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<u64, u64>::builder().max_entries(10).build()?;
+    /// if let Err(busy) = cache.try_insert(1, 10) {
+    ///     assert!(busy.error().is_timeout() || busy.error().is_contended());
+    ///     let (key, value) = busy.into_entry(); // for another try
+    ///     cache.insert(key, value)?;
+    /// }
+    /// assert_eq!(cache.get(&1), Some(10));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn try_insert(&self, key: K, value: V) -> Result<(), InsertError<K, V>> {
+        self.insert_entry(key, value, InsertOptions::default(), Try)
     }
 
     /// Gives the live entry of `key` another time to live, which begins now, and says whether there
@@ -145,43 +154,28 @@ where
     where
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        Ok(self.set_ttl_within(key, time_to_live, Forever)?.unwrap_or_default())
+        Ok(self.set_ttl_with(key, time_to_live, Forever)?.unwrap_or_default())
     }
 
-    /// A `set_ttl` that waits at most `wait` for the lock, zero tries once; `None` if it was not had.
-    pub(crate) fn set_ttl_slice<Q>(
+    /// [`set_ttl`](Self::set_ttl) for any wait; `None` if the lock was not had.
+    pub(crate) fn set_ttl_with<Q, W>(
         &self,
         key: &Q,
         time_to_live: Duration,
-        wait: Duration,
+        wait: W,
     ) -> Result<Option<bool>, CacheError>
     where
         Q: Hash + Equivalent<K> + ?Sized,
-    {
-        match wait {
-            Duration::ZERO => self.set_ttl_within(key, time_to_live, Try),
-            wait => self.set_ttl_within(key, time_to_live, Until::after(wait)),
-        }
-    }
-
-    fn set_ttl_within<Q, P>(
-        &self,
-        key: &Q,
-        time_to_live: Duration,
-        wait: P,
-    ) -> Result<Option<bool>, CacheError>
-    where
-        Q: Hash + Equivalent<K> + ?Sized,
-        P: Wait,
+        W: Wait,
     {
         self.check_ttl(time_to_live)?;
-        // Before the entry can expire, as in `ticket`.
+        // Before the entry can expire, as in `begin_insert`.
         self.may_expire.store(true, Relaxed);
         let (now, _) = self.now_for_writing();
         let at = self.place(key);
         let span = self.span(Some(time_to_live), at.hash);
         let mut notifier = self.notifier();
-        let found = self.change(at.shard, wait, &mut notifier, |table, _| {
+        let found = self.change(at.shard, wait, Unlock::Plain, &mut notifier, |table, _| {
             let fresh = |(id, entry)| table.state(id, entry, now) == State::Fresh;
             let Some(id) = table.find(at.hash, key).filter(|&it| fresh(it)).map(|it| it.0) else {
                 return false;
@@ -209,178 +203,180 @@ where
         V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        self.remove_within(key, Forever).flatten()
+        self.remove_with(key, Forever, |_| true).flatten()
     }
 
-    /// A `remove` that waits at most `wait` for the lock, zero tries once; `None` if it was not had.
-    pub(crate) fn remove_slice<Q>(&self, key: &Q, wait: Duration) -> Option<Option<V>>
+    /// Removes the entry of `key` if it is alive and `predicate` holds for its value, and returns that
+    /// value. The write lock of one shard; `O(1)`. The listener is told.
+    ///
+    /// **`predicate` runs under the write lock of the shard**, so that no write comes between its
+    /// answer and the removal: while it is slow, everyone else on that shard waits, and if it uses
+    /// this cache it deadlocks. It is asked at most once. If it panics, nothing has changed.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert("a".to_string(), 1)?;
+    /// assert_eq!(cache.remove_if("a", |&value| value > 1), None);
+    /// assert_eq!(cache.remove_if("a", |&value| value == 1), Some(1));
+    /// assert!(cache.is_empty());
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn remove_if<Q>(&self, key: &Q, predicate: impl FnOnce(&V) -> bool) -> Option<V>
     where
         V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
     {
-        match wait {
-            Duration::ZERO => self.remove_within(key, Try),
-            wait => self.remove_within(key, Until::after(wait)),
-        }
+        self.remove_with(key, Forever, predicate).flatten()
     }
 
-    fn remove_within<Q, P>(&self, key: &Q, wait: P) -> Option<Option<V>>
+    /// [`remove_if`](Self::remove_if) for any wait; `None` if the lock was not had.
+    pub(crate) fn remove_with<Q, W>(
+        &self,
+        key: &Q,
+        wait: W,
+        predicate: impl FnOnce(&V) -> bool,
+    ) -> Option<Option<V>>
     where
         V: Clone,
         Q: Hash + Equivalent<K> + ?Sized,
-        P: Wait,
+        W: Wait,
     {
         let now = self.now_for_reading();
         let at = self.place(key);
         self.inflight.supersede(at, key);
         let mut notifier = self.notifier();
-        let entry = self.change(at.shard, wait, &mut notifier, |table, _| {
+        let removed = self.change(at.shard, wait, Unlock::Plain, &mut notifier, |table, gone| {
             let (id, entry) = table.find(at.hash, key)?;
-            let alive = table.state(id, entry, now) == State::Fresh;
+            if table.state(id, entry, now) != State::Fresh {
+                let counters = &at.shard.counters;
+                self.budget.release(gone.take_out(counters, table, id, RemovalCause::Expired));
+                return None;
+            }
+            if !predicate(&entry.value) {
+                return None;
+            }
             let entry = table.take(id)?;
-            self.release(&entry);
-            let counters = &at.shard.counters;
-            if alive { &counters.removals } else { &counters.expired }.count();
-            Some((entry, alive))
+            self.budget.release(Usage::one(entry.weight));
+            at.shard.counters.count_removal(RemovalCause::Removed);
+            Some((entry.key, entry.value))
         });
-        let removed = match entry? {
-            Some((entry, true)) => {
-                notifier.tell(entry.key, &entry.value, RemovalCause::Removed);
-                Some(entry.value)
-            }
-            Some((entry, false)) => {
-                notifier.dispose((entry.key, entry.value, RemovalCause::Expired));
-                None
-            }
-            None => None,
-        };
+        let value = removed?.map(|(key, value)| {
+            notifier.tell(key, &value, RemovalCause::Removed);
+            value
+        });
         notifier.end();
-        Some(removed)
+        Some(value)
     }
 
-    /// An insert of what is in `entry` that does not wait. Counts neither a timeout nor a refusal.
-    /// Afterwards there is in `entry` what it replaced, if anything; where it fails, what was there
-    /// before.
+    /// [`insert_with`](Self::insert_with), where a refusal is counted and gives the entry back.
     #[inline]
-    pub(crate) fn insert_at_once(
+    fn insert_entry<W: Wait>(
         &self,
-        entry: &mut Option<(K, V)>,
+        key: K,
+        value: V,
         options: InsertOptions<'_>,
-    ) -> Result<(), CacheError> {
-        self.insert_uncounted(entry, options, Try)
+        wait: W,
+    ) -> Result<(), InsertError<K, V>> {
+        let mut entry = Some((key, value));
+        // What was replaced is dropped here, with no lock held. No closure: it would be given the
+        // entry where all goes well, too.
+        match self.insert_with(&mut entry, options, wait) {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.refused(error, entry)),
+        }
     }
 
-    /// As [`insert_at_once`](Self::insert_at_once), for waits in several slices.
-    pub(crate) fn insert_slice(
-        &self,
-        entry: &mut Option<(K, V)>,
-        options: InsertOptions<'_>,
-        wait: Duration,
-    ) -> Result<(), CacheError> {
-        self.insert_uncounted(entry, options, Until::after(wait))
-    }
-
-    /// [`insert`](Self::insert), with `entry` as [`insert_at_once`](Self::insert_at_once) has it.
-    #[inline]
-    pub(crate) fn insert_entry(&self, entry: &mut Option<(K, V)>) -> Result<(), CacheError> {
-        self.insert_counted(entry, InsertOptions::default(), Forever)
+    #[cold]
+    fn refused(&self, error: CacheError, entry: Option<(K, V)>) -> InsertError<K, V> {
+        let Some((key, value)) = entry else { unreachable!("a refused insert leaves its entry") };
+        self.count_refusal(&key, &error);
+        InsertError::new(error, key, value)
     }
 
     /// Counts a put that was not carried out; not a load that something newer refused, which is none
     /// of the caller's.
     pub(crate) fn count_refusal<Q: Hash + ?Sized>(&self, key: &Q, error: &CacheError) {
-        self.place(key).shard.count_refusal(error);
+        self.place(key).shard.counters.count_refusal(error);
     }
 
-    #[inline]
-    fn insert_within<P: Wait>(
-        &self,
-        key: K,
-        value: V,
-        options: InsertOptions<'_>,
-        wait: P,
-    ) -> Result<(), InsertError<K, V>> {
-        let mut entry = Some((key, value));
-        // What was replaced is dropped here, with no lock held. No closure: it would be given the
-        // entry where all goes well, too.
-        match self.insert_counted(&mut entry, options, wait) {
-            Ok(()) => Ok(()),
-            Err(error) => InsertError::of(error, entry),
-        }
-    }
-
-    #[inline]
-    fn insert_counted<P: Wait>(
-        &self,
-        entry: &mut Option<(K, V)>,
-        options: InsertOptions<'_>,
-        wait: P,
-    ) -> Result<(), CacheError> {
-        self.insert_uncounted(entry, options, wait).inspect_err(|error| {
-            if let Some((key, _)) = entry {
-                self.count_refusal(key, error);
-            }
-        })
-    }
-
+    /// Stores what is in `entry`. Counts neither a timeout nor a refusal. Afterwards there is in
+    /// `entry` what it replaced, if anything; where it fails, what was there before.
+    ///
     /// The entry is handed over in place, and a refusal by one word: each move of a key would be
     /// a store that the next load has to wait for, on the way of every put.
     #[inline]
-    pub(super) fn insert_uncounted<P: Wait>(
+    pub(crate) fn insert_with<W: Wait>(
         &self,
         entry: &mut Option<(K, V)>,
         options: InsertOptions<'_>,
-        wait: P,
+        wait: W,
     ) -> Result<(), CacheError> {
-        let Some((key, value)) = &*entry else { return Ok(()) };
-        let at = self.place(key);
-        let ticket = self.ticket(at, key, value, options.time_to_live);
-        self.admit(&ticket, options.time_to_live)?;
-        let mut gone = None;
-        let put = self.insert_fast(at, entry, ticket, options.condition, &mut gone, wait);
-        if put != AtOnce::Left && self.removals.is_idle() {
-            // What has left is dropped here, with no lock held.
-            return Ok(());
+        let Some((key, value)) = &*entry else { unreachable!("an insert has an entry") };
+        let put = self.begin_insert(key, value, options);
+        self.admit(&put)?;
+        let mut reservation = Reservation::new(&self.budget);
+        let mut gone = Gone::default();
+        // Not by `change`: nearly always nothing is left to do after this lock hold but to drop what
+        // is gone, and that needs no notifier.
+        let first = put.at.shard.write(wait, Unlock::Plain, |table| {
+            // Acquire: see the head of `invalidate.rs`, case 4. `change` renews an outdated table.
+            let is_current = table.generation() == self.generation.load(Acquire);
+            is_current.then(|| self.insert_locked(&put, &mut reservation, table, entry, &mut gone))
+        });
+        match first.flatten() {
+            Some(Ok(_)) if self.removals.is_idle() => {
+                // Empty again.
+                mem::forget(reservation);
+                Ok(())
+            }
+            first => self.finish_insert(put, reservation, first, entry, gone, wait),
         }
-        self.finish_insert(at, put, entry, gone, ticket, options, wait)
     }
 
-    /// What a put has to do beyond [`insert_fast`](Self::insert_fast): to tell the listener, and
-    /// what was not that simple.
+    /// What an insert has to do after its first lock hold: to tell the listener, and to try again
+    /// where it is not stored.
     #[cold]
     #[inline(never)]
-    #[allow(clippy::too_many_arguments)]
-    fn finish_insert<P: Wait>(
+    fn finish_insert<W: Wait>(
         &self,
-        at: Place<'_, K, V>,
-        at_once: AtOnce,
+        mut put: Put<'_, K, V>,
+        reservation: Reservation<'_>,
+        first: Option<Attempt>,
         entry: &mut Option<(K, V)>,
-        gone: Option<(K, V, RemovalCause)>,
-        ticket: Ticket,
-        options: InsertOptions<'_>,
-        wait: P,
+        mut gone: Gone<K, V>,
+        wait: W,
     ) -> Result<(), CacheError> {
         let mut notifier = self.notifier();
-        notifier.dispose_all(gone.into_iter());
-        match (at_once, entry.take()) {
-            (AtOnce::Replaced, Some((key, value))) => {
-                notifier.dispose((key, value, RemovalCause::Replaced));
-                notifier.end();
-                Ok(())
-            }
-            (AtOnce::Left, Some((key, value))) => {
-                let mut put = self.begin_insert(at, options.condition);
-                let mut new_entry = Some(NewEntry { key, value, ticket });
-                let outcome = self.insert_retrying(&mut put, &mut new_entry, &mut notifier, wait);
-                drop(put);
-                notifier.end();
-                *entry = new_entry.map(|NewEntry { key, value, .. }| (key, value));
-                outcome.map_err(CacheError::from)
-            }
-            _ => {
-                notifier.end();
-                Ok(())
-            }
+        let first = first.map(|attempt| (attempt, !gone.is_empty()));
+        notifier.dispose_all(gone.drain());
+        let stored = self.insert_retrying(&mut put, reservation, first, entry, &mut notifier, wait);
+        if matches!(stored, Ok(Stored::Replaced))
+            && let Some((key, value)) = entry.take()
+        {
+            notifier.dispose((key, value, RemovalCause::Replaced));
         }
+        notifier.end();
+        stored.map(drop).map_err(CacheError::from)
+    }
+
+    /// Whether less than a twentieth of a limit is left.
+    pub(crate) fn is_nearly_full(&self) -> bool {
+        let (used, max) = (self.budget.used(), self.budget.max());
+        let nearly = |used: u64, max: u64| used >= max - max / 20;
+        nearly(used.entries, max.entries) || nearly(used.weight, max.weight)
+    }
+
+    /// How long an entry of `key` that is written now lives by the time-to-live of the cache; `None`
+    /// if for ever.
+    #[cfg(feature = "tier")]
+    pub(crate) fn life_of<Q: Hash + ?Sized>(&self, key: &Q) -> Option<Duration> {
+        let ttl = self.config.time_to_live?;
+        Some(self.config.table_config.jitter.apply(ttl, self.place(key).hash))
+    }
+
+    /// The time-to-live of the cache, without jitter.
+    pub(crate) fn time_to_live(&self) -> Option<Duration> {
+        self.config.time_to_live
     }
 }

@@ -7,23 +7,20 @@
 //! strictly in the order given, and of two with the same key the later one stays.
 
 use std::hash::{BuildHasher, Hash};
-use std::time::Duration;
 
 use smallvec::SmallVec;
 
-use crate::error::{ErrorKind, InsertError};
+use crate::error::{CacheError, ErrorKind, InsertError};
 
+use super::budget::Reservation;
 use super::clock::Stamp;
 use super::get_many::GROUP;
-use super::insert::InsertOptions;
-use super::make_room::NewEntry;
+use super::make_room::{CONTENDED, InsertOptions, Put, Stored};
 use super::removal::Notifier;
-use super::shard::BITE;
-use super::shard::{Forever, Try, Until, Wait};
-use super::{Place, ShardedCache};
-
-/// How often an entry that finds all room taken by other writers is tried in slices.
-const CONTENDED: u32 = 64;
+use super::shard::{BITE, Unlock};
+use super::sweep::{Step, Stepwise, drive};
+use super::wait::Wait;
+use super::{RemovalCause, ShardedCache};
 
 impl<K, V, S> ShardedCache<K, V, S>
 where
@@ -54,9 +51,7 @@ where
         &self,
         entries: impl IntoIterator<Item = (K, V)>,
     ) -> Vec<Result<(), InsertError<K, V>>> {
-        let mut insert = self.start_insert_many(entries, InsertOptions::default());
-        while let Progress::Some = insert.step(Forever) {}
-        insert.end()
+        drive(self.start_insert_many(entries, InsertOptions::default()))
     }
 
     /// Starts an [`insert_many`](Self::insert_many) that the caller takes step by step.
@@ -85,36 +80,43 @@ where
     }
 }
 
-impl<K, V, S> ShardedCache<K, V, S>
-where
-    K: Hash + Eq,
-    S: BuildHasher,
-{
-    /// Weighs an entry, and refuses it if it can never be stored.
-    fn pending(&self, key: K, value: V, options: InsertOptions<'_>) -> Pending<'_, K, V> {
-        let at = self.place(&key);
-        let ticket = self.ticket(at, &key, &value, options.time_to_live);
-        match self.admit(&ticket, options.time_to_live) {
-            Ok(()) => Pending::Entry(at, Some(NewEntry { key, value, ticket })),
-            Err(kind) => Pending::Refused(at.refused(kind, key, value)),
-        }
-    }
-}
-
-impl<K, V> Place<'_, K, V> {
-    /// Counts an entry that belongs here and is refused, and gives it back.
-    fn refused(&self, kind: ErrorKind, key: K, value: V) -> InsertError<K, V> {
-        let refused = InsertError::new(kind, key, value);
-        self.shard.count_refusal(refused.error());
-        refused
-    }
-}
-
 /// An entry of a group.
 enum Pending<'a, K, V> {
-    /// `None` once it is stored.
-    Entry(Place<'a, K, V>, Option<NewEntry<K, V>>),
+    /// The entry is gone once it is stored.
+    Entry(Put<'a, K, V>, Option<(K, V)>),
     Refused(InsertError<K, V>),
+}
+
+impl<'a, K, V> Pending<'a, K, V> {
+    /// Weighs an entry, and refuses it if it can never be stored.
+    fn new<S>(
+        cache: &'a ShardedCache<K, V, S>,
+        key: K,
+        value: V,
+        options: InsertOptions<'a>,
+    ) -> Self
+    where
+        K: Hash + Eq,
+        S: BuildHasher,
+    {
+        let put = cache.begin_insert(&key, &value, options);
+        match cache.admit(&put) {
+            Ok(()) => Self::Entry(put, Some((key, value))),
+            Err(kind) => {
+                let error = CacheError::from(kind);
+                cache.count_refusal(&key, &error);
+                Self::Refused(InsertError::new(error, key, value))
+            }
+        }
+    }
+
+    /// The number of its shard.
+    fn shard(&self) -> Option<usize> {
+        match self {
+            Self::Entry(put, _) => Some(put.at.number),
+            Self::Refused(_) => None,
+        }
+    }
 }
 
 /// A [`ShardedCache::insert_many`] under way, from [`ShardedCache::start_insert_many`]. Between two
@@ -139,14 +141,30 @@ pub(crate) struct InsertMany<'a, K, V, S, I> {
     results: Vec<Result<(), InsertError<K, V>>>,
 }
 
-/// What a step of an [`InsertMany`] came to.
-pub(crate) enum Progress {
-    /// Some entries more are stored or refused.
-    Some,
-    /// Another thread held the lock all the time, or all the room.
-    Locked,
-    /// All are.
-    Done,
+impl<K, V, S, I> Stepwise for InsertMany<'_, K, V, S, I>
+where
+    K: Hash + Eq,
+    S: BuildHasher,
+    I: Iterator<Item = (K, V)>,
+{
+    type Output = Vec<Result<(), InsertError<K, V>>>;
+
+    /// Timeouts are not counted.
+    fn step<W: Wait>(&mut self, wait: W) -> Step {
+        if self.next == self.order.len() && !self.next_group() {
+            return Step::Done;
+        }
+        if self.next == self.order.len() {
+            // All of the group were refused before a lock was needed.
+            return Step::More;
+        }
+        if self.next < self.one_by_one { self.one(wait) } else { self.one_shard(wait) }
+    }
+
+    fn end(self) -> Self::Output {
+        self.notifier.end();
+        self.results
+    }
 }
 
 impl<K, V, S, I> InsertMany<'_, K, V, S, I>
@@ -155,31 +173,6 @@ where
     S: BuildHasher,
     I: Iterator<Item = (K, V)>,
 {
-    /// A step that waits at most `wait` for a lock; zero tries once. Timeouts are not counted.
-    pub(crate) fn step_slice(&mut self, wait: Duration) -> Progress {
-        match wait {
-            Duration::ZERO => self.step(Try),
-            wait => self.step(Until::after(wait)),
-        }
-    }
-
-    /// The results, when all is done; goes on with the panic of the listener, if there was one.
-    pub(crate) fn end(self) -> Vec<Result<(), InsertError<K, V>>> {
-        self.notifier.end();
-        self.results
-    }
-
-    fn step<P: Wait>(&mut self, wait: P) -> Progress {
-        if self.next == self.order.len() && !self.next_group() {
-            return Progress::Done;
-        }
-        if self.next == self.order.len() {
-            // All of the group were refused before they came to a lock.
-            return Progress::Some;
-        }
-        if self.next < self.one_by_one { self.one(wait) } else { self.one_shard(wait) }
-    }
-
     /// Notes the results of a group that is done, and weighs and orders the next one, if any.
     fn next_group(&mut self) -> bool {
         self.results.extend(self.group.drain(..).map(|entry| match entry {
@@ -199,7 +192,7 @@ where
                 *entries = None;
                 break;
             };
-            let entry = notifier.catch(|| cache.pending(key, value, *options));
+            let entry = notifier.catch(|| Pending::new(cache, key, value, *options));
             let Some(entry) = entry else { continue };
             if let Pending::Entry(..) = entry {
                 self.order.push(self.group.len() as u8);
@@ -208,105 +201,114 @@ where
         }
         let group = &self.group;
         // Unstable, as that allocates nothing: the place itself keeps the order given.
-        self.order.sort_unstable_by_key(|&place| match &group[usize::from(place)] {
-            Pending::Entry(at, _) => (at.number, place),
-            Pending::Refused(_) => (usize::MAX, place),
-        });
+        self.order.sort_unstable_by_key(|&place| (group[usize::from(place)].shard(), place));
         !group.is_empty()
     }
 
     /// Inserts as many entries of the next shard as one lock hold allows.
-    fn one_shard<P: Wait>(&mut self, wait: P) -> Progress {
-        let Self { cache, options, group, order, next, notifier, .. } = self;
-        let number_of = |group: &[Pending<'_, K, V>], place: u8| match &group[usize::from(place)] {
-            Pending::Entry(at, _) => Some(at.number),
-            Pending::Refused(_) => None,
-        };
-        let first = order[*next];
-        let number = number_of(group, first);
-        let same = |&&place: &&u8| number_of(group, place) == number;
+    fn one_shard<W: Wait>(&mut self, wait: W) -> Step {
+        let Self { cache, group, order, next, notifier, .. } = self;
+        let number = group[usize::from(order[*next])].shard();
+        let same = |&&place: &&u8| group[usize::from(place)].shard() == number;
         let end = *next + order[*next..].iter().take_while(same).count();
-        let Pending::Entry(at, _) = group[usize::from(first)] else { return Progress::Some };
+        let Some(shard) = number.map(|number| &cache.shards[number]) else {
+            unreachable!("what is refused has no place in the order")
+        };
         // Read now: the group may have waited for other locks.
         let moment = notifier.catch(|| cache.now_for_writing());
         let mut done = *next;
         let stored = notifier.catch_all(|notifier| {
-            let mut put = cache.begin_insert(at, options.condition);
-            cache.change(at.shard, wait, notifier, |table, gone| {
+            let mut reservation = Reservation::new(&cache.budget);
+            cache.change(shard, wait, Unlock::Plain, notifier, |table, gone| {
                 for &place in &order[*next..end] {
-                    let Pending::Entry(_, new_entry) = &mut group[usize::from(place)] else {
-                        break;
-                    };
-                    stamp(new_entry, moment);
-                    // The last of a bite may make way for one that then waits: it keeps nothing.
-                    if gone.len() >= BITE
-                        || cache.insert_locked(&mut put, table, new_entry, gone).is_err()
-                    {
+                    let Pending::Entry(put, entry) = &mut group[usize::from(place)] else { break };
+                    stamp(put, moment);
+                    let stored = gone.len() < BITE
+                        && match cache.insert_again(put, &mut reservation, table, entry, gone) {
+                            Ok(Stored::Inserted) => true,
+                            Ok(Stored::Replaced) => {
+                                let replaced = entry.take();
+                                gone.extend(replaced.map(|(k, v)| (k, v, RemovalCause::Replaced)));
+                                true
+                            }
+                            Err(_) => false,
+                        };
+                    if !stored {
                         break;
                     }
                     done += 1;
                 }
-                put.reservation.release();
+                // The last of a bite may have made room and then wait: it keeps none.
+                reservation.release();
             })
         });
         match stored {
             Some(Some(())) => (self.next, self.one_by_one) = (done, end),
-            Some(None) => return Progress::Locked,
+            Some(None) => return Step::Locked,
             // The comparison of a key panicked: that entry is dropped, and the next ones are tried.
             None => {
-                if let Some(Pending::Entry(_, new_entry)) =
-                    order.get(done).map(|&place| &mut group[usize::from(place)])
-                {
-                    let new_entry = new_entry.take();
-                    notifier.catch(|| drop(new_entry));
+                if let Some(&place) = order.get(done) {
+                    drop_entry(&mut group[usize::from(place)], notifier);
                 }
                 self.next = done + 1;
             }
         }
-        Progress::Some
+        Step::More
     }
 
     /// Inserts the next entry by itself.
-    fn one<P: Wait>(&mut self, wait: P) -> Progress {
-        let Self { cache, options, group, order, next, notifier, .. } = self;
-        let entry = &mut group[usize::from(order[*next])];
-        if let Pending::Entry(at, new_entry) = entry {
-            let at = *at;
-            stamp(new_entry, notifier.catch(|| cache.now_for_writing()));
-            let outcome = notifier.catch_all(|notifier| {
-                let mut put = cache.begin_insert(at, options.condition);
-                cache.insert_retrying(&mut put, new_entry, notifier, wait)
-            });
-            match outcome {
-                Some(Err(ErrorKind::Timeout { .. })) => return Progress::Locked,
-                // In slices there is no waiting in between: that is up to the caller.
-                Some(Err(ErrorKind::Contended { .. }))
-                    if wait.is_bounded() && self.contended < CONTENDED =>
-                {
-                    self.contended += 1;
-                    return Progress::Locked;
+    fn one<W: Wait>(&mut self, wait: W) -> Step {
+        let Self { cache, group, order, next, notifier, .. } = self;
+        let pending = &mut group[usize::from(order[*next])];
+        let Pending::Entry(put, entry) = pending else {
+            unreachable!("what is refused has no place in the order")
+        };
+        stamp(put, notifier.catch(|| cache.now_for_writing()));
+        let outcome = notifier.catch_all(|notifier| {
+            let reservation = Reservation::new(&cache.budget);
+            cache.insert_retrying(put, reservation, None, entry, notifier, wait)
+        });
+        match outcome {
+            Some(Ok(_)) => {
+                if let Some((key, value)) = entry.take() {
+                    notifier.dispose((key, value, RemovalCause::Replaced));
                 }
-                Some(Err(kind)) => {
-                    if let Some(NewEntry { key, value, .. }) = new_entry.take() {
-                        *entry = Pending::Refused(at.refused(kind, key, value));
-                    }
-                }
-                None => {
-                    let new_entry = new_entry.take();
-                    notifier.catch(|| drop(new_entry));
-                }
-                Some(Ok(())) => {}
             }
+            Some(Err(ErrorKind::Timeout { .. })) => return Step::Locked,
+            // An async caller waits between two steps, and not here.
+            Some(Err(ErrorKind::Contended { .. }))
+                if wait.is_bounded() && self.contended < CONTENDED =>
+            {
+                self.contended += 1;
+                return Step::Locked;
+            }
+            Some(Err(kind)) => {
+                let Some((key, value)) = entry.take() else {
+                    unreachable!("a refused insert leaves its entry")
+                };
+                let error = CacheError::from(kind);
+                put.at.shard.counters.count_refusal(&error);
+                *pending = Pending::Refused(InsertError::new(error, key, value));
+            }
+            None => drop_entry(pending, notifier),
         }
         self.contended = 0;
         self.next += 1;
-        Progress::Some
+        Step::More
+    }
+}
+
+/// Drops an entry whose insert ended with a panic of the caller's code.
+fn drop_entry<K, V>(pending: &mut Pending<'_, K, V>, notifier: &mut Notifier<'_, K, V>) {
+    if let Pending::Entry(_, entry) = pending {
+        let entry = entry.take();
+        notifier.catch(|| drop(entry));
     }
 }
 
 /// Notes when an entry is written; the moment at which it was weighed stays where the clock panicked.
-fn stamp<K, V>(new_entry: &mut Option<NewEntry<K, V>>, moment: Option<(Stamp, u32)>) {
-    if let (Some(new_entry), Some((now, written))) = (new_entry, moment) {
-        (new_entry.ticket.now, new_entry.ticket.written) = (now, written);
+fn stamp<K, V>(put: &mut Put<'_, K, V>, moment: Option<(Stamp, u32)>) {
+    if let Some((now, written)) = moment {
+        (put.ticket.now, put.ticket.written) = (now, written);
     }
 }

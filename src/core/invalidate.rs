@@ -3,19 +3,19 @@
 //!
 //! # Everything, in an instant
 //!
-//! The cache counts generations, and each table knows in which it was made. A reader compares the
-//! two under the read lock and takes an outdated table for an empty one, so one addition empties
-//! the cache for all readers, whatever it holds. Writers come to the lock by way of
-//! [`ShardedCache::change`], which first puts an empty table of the current generation in the place
-//! of an outdated one; that takes constant time, and what stood there is told to the listener and
-//! dropped after unlocking. (The short way of a put compares as well, and leaves an outdated table to
-//! the long way.) The sweep behind an invalidation does just that for every shard, so
-//! that memory and room come back although nobody writes. A shard that a writer has come to before
-//! it has a current table, and is left alone.
+//! The cache counts generations, and each table has the number of the one in which it was made. A
+//! reader compares the two under the read lock and takes an outdated table for an empty one, so one
+//! addition empties the cache for all readers, whatever it holds. A writer takes the lock by
+//! [`ShardedCache::change`], which first replaces an outdated table by an empty one of the current
+//! generation. That takes constant time; the listener is told of the old entries, and they are dropped,
+//! after unlocking. (The first try of a put compares as well, and leaves an outdated table to
+//! `change`.) The sweep behind an invalidation does the same for every shard, so that memory and room
+//! come back without any writer. A shard that a writer has locked before the sweep has a current table,
+//! which the sweep leaves as it is.
 //!
-//! Orderings. The generation only rises, and all accesses to one atomic agree on its order, so
-//! nobody who has seen a generation, or has heard from somebody who has, finds an earlier one.
-//! Under a lock the generation is at least that of the table: whoever made the table had read it
+//! Orderings. The generation only rises, and all accesses to one atomic agree on its order: a thread
+//! that has seen a generation, or that synchronizes with one that has, reads no earlier one. Under a
+//! lock the generation is at least that of the table, as the thread that made the table had read it
 //! before unlocking. For readers a relaxed load is therefore enough. Writers load with acquire, see
 //! below.
 //!
@@ -33,32 +33,31 @@
 //! 2. It has the lock after the sweep first had it. The addition came before the sweep's unlocking,
 //!    which came before this locking: it reads the new epoch and is refused.
 //! 3. [`invalidate_all`](ShardedCache::invalidate_all), and it stores into a table of an earlier
-//!    generation: nobody reads it any more, or it is thrown away.
-//! 4. `invalidate_all`, and the table is of the new generation. Then somebody under this lock, this
-//!    insert itself or one before it, has read the new generation with acquire. It was stored with
-//!    release after the addition to the epoch, which is therefore visible here: refused.
+//!    generation: no read finds the entry, and the table is thrown away.
+//! 4. `invalidate_all`, and the table is of the new generation. Then this insert, or a writer before
+//!    it under this lock, has read the new generation with acquire. It was stored with release after
+//!    the addition to the epoch, which is therefore visible here: refused.
 //!
-//! An epoch that is read after the addition (acquire) belongs to a loader who sees everything that
+//! An epoch that is read after the addition (acquire) belongs to a loader that sees everything that
 //! the invalidating thread had done before (release), so the source as it is now.
-
-use std::time::Duration;
 
 use crate::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
 
 use super::ShardedCache;
-use super::insert::Condition;
+use super::make_room::Condition;
 use super::removal::{Gone, Leaving, Notifier};
-use super::shard::{Fair, Forever, Shard, Try, Until, Wait};
-use super::sweep::Step;
+use super::shard::{Shard, Unlock};
+use super::sweep::{Stepwise, drive};
 use super::table::Table;
+use super::wait::Wait;
 
 impl<K, V, S> ShardedCache<K, V, S> {
     /// Removes everything that was stored before, and returns how many entries it removed.
     ///
-    /// From one instant on, in which a counter is raised, nobody finds any of it any more. Then
+    /// From one instant on, in which a counter is raised, no operation finds any of it any more. Then
     /// memory and room are given back shard by shard: constant time under the lock of each, whatever
     /// it holds; the entries are dropped, and the listener called, after unlocking. Until then
-    /// [`len`](Self::len) and [`weight`](Self::weight) still count them. A writer that comes to a
+    /// [`len`](Self::len) and [`weight`](Self::weight) still count them. A writer that locks a
     /// shard first does that work for it, and those entries are not in the number returned. Entries
     /// inserted while this runs are kept, unless their insert began before that instant. Expired
     /// entries count as removed.
@@ -72,13 +71,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn invalidate_all(&self) -> usize {
-        let mut invalidation = self.start_invalidation();
-        let mut removed = 0;
-        while let Step::Removed(entries) = invalidation.step(Forever) {
-            removed += entries;
-        }
-        invalidation.end();
-        removed
+        drive(self.start_invalidation())
     }
 
     /// Removes everything: [`invalidate_all`](Self::invalidate_all) without the number.
@@ -96,8 +89,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
     }
 
     /// Removes the live entries for which `predicate` holds, and expired ones, and returns how many
-    /// it removed. What is being loaded at this time is not stored under any key, as nobody can tell
-    /// whether it is what `predicate` is about; otherwise as [`retain`](Self::retain) with the
+    /// it removed. What is being loaded at this time is not stored under any key, as it is not
+    /// known whether `predicate` holds for it; otherwise as [`retain`](Self::retain) with the
     /// opposite predicate.
     ///
     /// **`predicate` runs under the write lock of a shard**, for up to 64 entries a lock hold: while
@@ -140,12 +133,14 @@ impl<K, V, S> ShardedCache<K, V, S> {
 
     /// Invalidates everything in an instant, and returns the sweep that gives memory back, which the
     /// caller takes step by step.
-    pub(crate) fn start_invalidation(&self) -> Invalidation<'_, K, V, S> {
+    pub(crate) fn start_invalidation(&self) -> impl Stepwise<Output = usize> + use<'_, K, V, S> {
         self.begin_invalidation();
         // Release: see the head of this file, case 4.
         let generation = self.generation.fetch_add(1, AcqRel) + 1;
-        let notifier = self.notifier().of_generation(generation);
-        Invalidation { cache: self, notifier, shard: 0 }
+        // To have the lock is all there is to do: `change` exchanges the table.
+        let renewed =
+            |_: &Shard<K, V>, _: &mut Table<K, V>, gone: &mut Gone<K, V>, _| (gone.outdated, false);
+        self.sweep(self.notifier().of_generation(generation), renewed).reclaiming()
     }
 
     /// Whether `table`, whose lock is held, is of the current generation. If not it counts as empty.
@@ -160,25 +155,20 @@ impl<K, V, S> ShardedCache<K, V, S> {
     ///
     /// No second lock may be taken inside, and nothing may be dropped there whose drop is the
     /// caller's code.
-    pub(super) fn change<P: Wait, R>(
+    pub(super) fn change<W: Wait, R>(
         &self,
         shard: &Shard<K, V>,
-        wait: P,
+        wait: W,
+        unlock: Unlock,
         notifier: &mut Notifier<'_, K, V>,
         change: impl FnOnce(&mut Table<K, V>, &mut Gone<K, V>) -> R,
     ) -> Option<R> {
         let mut leaving = Leaving::new(notifier);
-        let gone = &mut leaving.gone;
-        shard.write(wait, |table| {
+        shard.write(wait, unlock, |table| {
             // Acquire: see the head of this file, case 4.
             let generation = self.generation.load(Acquire);
-            if table.generation() != generation {
-                shard.counters.removals.add(table.held().entries);
-                self.removals.expect(table.held());
-                self.budget.release(table.held());
-                gone.push_outdated(table.renew(generation));
-            }
-            change(table, gone)
+            leaving.renew(table, generation, &shard.counters, &self.budget);
+            change(table, &mut leaving.gone)
         })
     }
 }
@@ -201,47 +191,10 @@ where
         let condition = Condition { epoch, superseded: None };
         let options =
             super::InsertOptions { condition: Some(condition), ..super::InsertOptions::default() };
-        match self.insert_uncounted(&mut Some((key, value)), options, Forever) {
+        match self.insert_with(&mut Some((key, value)), options, super::wait::Forever) {
             Ok(()) => true,
             Err(error) if error.is_superseded() => false,
             Err(error) => panic!("{error}"),
         }
-    }
-}
-
-/// The sweep behind an invalidation of everything, from [`ShardedCache::start_invalidation`].
-/// Between two steps nothing is locked. Dropped before its end it has invalidated everything all the
-/// same; memory then comes back when somebody writes.
-pub(crate) struct Invalidation<'a, K, V, S> {
-    cache: &'a ShardedCache<K, V, S>,
-    notifier: Notifier<'a, K, V>,
-    shard: usize,
-}
-
-impl<K, V, S> Invalidation<'_, K, V, S> {
-    /// Goes through one shard, or, after the last, drops one bite; waits at most `wait` for a lock,
-    /// zero tries once.
-    pub(crate) fn step_slice(&mut self, wait: Duration) -> Step {
-        match wait {
-            Duration::ZERO => self.step(Try),
-            wait => self.step(Until::after(wait)),
-        }
-    }
-
-    fn step<P: Wait>(&mut self, wait: P) -> Step {
-        let Some(shard) = self.cache.shards.get(self.shard) else {
-            let more = self.notifier.reclaim_bite();
-            return if more { Step::Removed(0) } else { Step::Done };
-        };
-        let renewed = |_: &mut Table<K, V>, gone: &mut Gone<K, V>| gone.outdated();
-        let removed = self.cache.change(shard, Fair(wait), &mut self.notifier, renewed);
-        let Some(removed) = removed else { return Step::Locked };
-        self.shard += 1;
-        Step::Removed(removed)
-    }
-
-    /// When all is done: goes on with the panic of the listener, if there was one.
-    pub(crate) fn end(self) {
-        self.notifier.end();
     }
 }

@@ -2,18 +2,17 @@
 //!
 //! # The way of a put
 //!
-//! Nearly always one lock hold is enough, and [`insert_fast`](ShardedCache::insert_fast) does it
-//! with little ado. The whole way is this. Weigh, refuse what can never fit, hash. Then, under the
-//! write lock of the key's own shard: find the old entry; reserve what the new one needs beyond it;
-//! while the budget has no room, let entries of this shard leave and take over their room; insert.
-//! Unlock; tell the listener of those that left, drop them.
+//! Weigh, refuse what can never fit, hash. Then, under the write lock of the key's own shard,
+//! [`insert_locked`](ShardedCache::insert_locked): find the old entry; reserve what the new one needs
+//! beyond it; while the budget has no room, let entries of this shard leave and take over their room;
+//! insert. Unlock; tell the listener of those that left, drop them. Nearly always that is all.
 //!
 //! A shard that holds clearly less than its share is not made to give more: then room is taken from
-//! other shards, one at a time and with no other lock held, into the same
-//! reservation; and the put starts over with it. What a put has freed stays reserved for it, so
-//! each round has more than the one before. Where nothing is left to evict because other writers
-//! hold all the room in their reservations, it gives its own back and waits a little, a bounded
-//! number of times.
+//! other shards, one at a time and with no other lock held, into the same reservation; and
+//! [`insert_retrying`](ShardedCache::insert_retrying) calls `insert_locked` again. What a put has
+//! freed stays reserved for it, so each round has more than the one before. Where nothing is left to
+//! evict because other writers hold all the room in their reservations, it gives its own back and
+//! waits a little, a bounded number of times.
 //!
 //! No thread ever waits for a lock while it holds one, so writers cannot deadlock.
 
@@ -21,93 +20,112 @@ use std::hash::{BuildHasher, Hash};
 use std::time::Duration;
 
 use crate::error::ErrorKind;
-use crate::sync::atomic::Ordering::{Acquire, Relaxed};
+use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use super::budget::{Limit, Reservation, Usage, WAITS};
+use super::budget::{Limit, Reservation, Usage};
 use super::clock::{Span, Stamp};
-use super::insert::Condition;
 use super::removal::{Gone, Notifier};
-use super::shard::{BITE, Shard, Try, Wait};
+use super::shard::{BITE, Shard, Unlock};
 use super::table::expiry::Life;
 use super::table::index::SlotHash;
-use super::table::{Entry, EvictReason, State, Table, Ticket};
+use super::table::slots::SlotId;
+use super::table::{Entry, State, Table, Ticket};
+use super::wait::{Until, Wait};
 use super::{Place, RemovalCause, ShardedCache};
 
-/// A put on its way.
+/// How often an operation that finds all room reserved by others waits for it: some 20 ms in all.
+pub(super) const WAITS: u32 = 24;
+
+/// How often an insert that may not block its thread, and finds all room taken by other writers, is
+/// begun anew.
+pub(crate) const CONTENDED: u32 = 64;
+
+/// How an entry is stored.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct InsertOptions<'a> {
+    /// A time-to-live of its own, in place of the cache's.
+    pub(crate) time_to_live: Option<Duration>,
+    /// For a value that was loaded: unless something newer came since.
+    pub(crate) condition: Option<Condition<'a>>,
+    /// No other entry leaves for it.
+    pub(crate) only_free_room: bool,
+}
+
+/// What must hold under the write lock of the shard for a loaded value to be stored.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Condition<'a> {
+    /// The [`epoch`](ShardedCache::epoch) from before the value was loaded is still that of the cache.
+    pub(crate) epoch: u64,
+    /// This is not set, and there is no fresh entry of the key: one that was there when the load began
+    /// would have been served instead, so it is newer. Relaxed: it is set before the shard is locked.
+    pub(crate) superseded: Option<&'a AtomicBool>,
+}
+
+/// A put on its way, but for the entry itself, which stays where it is, and the room that it holds.
 pub(super) struct Put<'a, K, V> {
     pub(super) at: Place<'a, K, V>,
-    /// The moment of the entry that was last tried.
-    now: Stamp,
-    /// See [`InsertOptions::condition`](super::insert::InsertOptions::condition).
-    condition: Option<Condition<'a>>,
-    pub(super) reservation: Reservation<'a>,
+    pub(super) ticket: Ticket,
+    options: InsertOptions<'a>,
     /// Whether shards that hold less than their share must give as well.
     desperate: bool,
-    /// Whether nobody may leave for it; see `insert_free.rs`.
-    pub(super) only_free_room: bool,
 }
 
-/// An entry on its way in.
-pub(super) struct NewEntry<K, V> {
-    pub(super) key: K,
-    pub(super) value: V,
-    pub(super) ticket: Ticket,
-}
-
-/// What [`insert_fast`](ShardedCache::insert_fast) came to.
+/// How an entry was stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum AtOnce {
+pub(super) enum Stored {
     Inserted,
     /// In place of the entry there is now the old value, under the new entry's own key.
     Replaced,
-    /// Not done.
-    Left,
 }
 
 /// What stands in the way of a put under the lock of its shard.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum NeedsRoom {
-    /// It needs this much beyond what could be freed there.
-    NoRoom(Usage),
+    /// Its reservation has `missed` what it needs: may be tried again.
+    NoRoom,
     /// Something newer came since its value was loaded.
     Superseded,
 }
+
+/// The outcome of one lock hold.
+pub(super) type Attempt = Result<Stored, NeedsRoom>;
 
 impl<K, V, S> ShardedCache<K, V, S>
 where
     K: Hash + Eq,
     S: BuildHasher,
 {
-    /// Weighs an entry that belongs at `at`, and takes the time.
+    /// Weighs an entry and takes the time. To be [admitted](Self::admit) before it is stored.
+    // Always: a call returns the put through memory, a tenth of a replacement.
     #[inline(always)]
-    pub(super) fn ticket(
-        &self,
-        at: Place<'_, K, V>,
+    pub(super) fn begin_insert<'a>(
+        &'a self,
         key: &K,
         value: &V,
-        time_to_live: Option<Duration>,
-    ) -> Ticket {
-        let life = if time_to_live.is_some() { Life::Own } else { Life::Default };
-        if life == Life::Own {
+        options: InsertOptions<'a>,
+    ) -> Put<'a, K, V> {
+        let at = self.place(key);
+        let mut life = Life::Default;
+        if options.time_to_live.is_some() {
+            life = Life::Own;
+            // Before the entry can expire: see the field.
             self.may_expire.store(true, Relaxed);
         }
         let weight = self.config.weigher.as_ref().map_or(0, |weigh| weigh(key, value));
         let size = self.config.size.as_ref().map_or(weight, |size| size(key, value));
         let (now, written) = self.now_for_writing();
-        let span = self.span(time_to_live, at.hash);
-        Ticket { hash: at.hash, weight, size, span, life, now, written }
+        let span = self.span(options.time_to_live, at.hash);
+        let ticket = Ticket { hash: at.hash, weight, size, span, life, now, written };
+        Put { at, ticket, options, desperate: false }
     }
 
     /// Refuses what can never be stored.
-    #[inline(always)]
-    pub(super) fn admit(
-        &self,
-        ticket: &Ticket,
-        time_to_live: Option<Duration>,
-    ) -> Result<(), ErrorKind> {
-        if let Some(ttl) = time_to_live {
+    #[inline]
+    pub(super) fn admit(&self, put: &Put<'_, K, V>) -> Result<(), ErrorKind> {
+        if let Some(ttl) = put.options.time_to_live {
             self.check_ttl(ttl)?;
         }
-        self.can_ever_fit(ticket.weight)
+        self.can_ever_fit(put.ticket.weight)
     }
 
     /// Refuses a time-to-live that no sum of moments can hold together with the grace.
@@ -137,130 +155,144 @@ where
         (now, now.seconds_since(self.created.0))
     }
 
-    /// Stores an entry in one lock hold, if that is as simple as it nearly always is: the old value
-    /// weighs no less, or there is room, or one entry that leaves makes enough of it. That one is
-    /// left in `gone`. Otherwise nothing is done that [`insert_retrying`](Self::insert_retrying) cannot go on
-    /// with, which can do all the rest and takes twice as long.
-    #[inline]
-    pub(super) fn insert_fast<P: Wait>(
+    /// Under the write lock of the key's own shard: makes room and stores the entry, or says what
+    /// stands in the way. Where it stores it, a reservation that was empty is so again.
+    // Always: a call passes what is known of the entry through memory, a tenth of a replacement.
+    #[inline(always)]
+    pub(super) fn insert_locked(
         &self,
-        at: Place<'_, K, V>,
-        new: &mut Option<(K, V)>,
-        ticket: Ticket,
-        condition: Option<Condition<'_>>,
-        gone: &mut Option<(K, V, RemovalCause)>,
-        wait: P,
-    ) -> AtOnce {
-        let Ticket { weight, now, .. } = ticket;
-        let put = at.shard.write(wait, |table| {
-            let Some((key, value)) = new else { return AtOnce::Left };
-            // Acquire: see the head of `invalidate.rs`, case 4.
-            let is_outdated = table.generation() != self.generation.load(Acquire);
-            if is_outdated || condition.is_some() {
-                return AtOnce::Left;
-            }
-            let counters = &at.shard.counters;
-            let mut freed = None;
-            if let Some((id, entry)) = table.find(ticket.hash, key) {
-                if !table.is_dead(id, entry, now) {
-                    if weight > entry.weight {
-                        return AtOnce::Left;
-                    }
-                    let old = table.replace(id, value, ticket);
-                    if weight != old {
-                        self.budget.release(Usage { entries: 0, weight: old - weight });
-                    }
-                    counters.updates.count();
-                    return AtOnce::Replaced;
-                }
-                // An expired entry of the same key is no update: it leaves, and gives its room.
-                if let Some(entry) = table.take(id) {
-                    freed = Some(Usage::one(entry.weight));
-                    counters.expired.count();
-                    *gone = Some((entry.key, entry.value, RemovalCause::Expired));
-                }
-            }
-            let (mut reservation, need) = (Reservation::new(&self.budget), Usage::one(weight));
-            if let Some(freed) = freed {
-                reservation.take_over(freed);
-            }
-            if let Err(limit) = reservation.cover(need) {
-                if gone.is_some() || !self.has_its_share(table.held(), limit) {
-                    return AtOnce::Left;
-                }
-                let Some((entry, reason)) = table.evict_one(limit, now, None, true) else {
-                    return AtOnce::Left;
-                };
-                reservation.take_over(Usage::one(entry.weight));
-                let cause = self.count_departure(at.shard, reason, limit);
-                *gone = Some((entry.key, entry.value, cause));
-                // What has left stays gone: it made way for this new entry all the same.
-                if reservation.cover(need).is_err() {
-                    return AtOnce::Left;
-                }
-            }
-            if table.is_full() {
-                return AtOnce::Left;
-            }
-            if let Some((key, value)) = new.take() {
-                // A copy, so that only an insertion puts the ticket into memory.
-                table.insert(key, value, Ticket { ..ticket });
-                counters.insertions.count();
-                reservation.spend(need);
-            }
-            AtOnce::Inserted
-        });
-        put.unwrap_or(AtOnce::Left)
-    }
-
-    /// A put to the shard of `at`.
-    pub(super) fn begin_insert<'a>(
-        &'a self,
-        at: Place<'a, K, V>,
-        condition: Option<Condition<'a>>,
-    ) -> Put<'a, K, V> {
-        Put {
-            at,
-            now: Stamp::ZERO,
-            condition,
-            reservation: Reservation::new(&self.budget),
-            desperate: false,
-            only_free_room: false,
+        put: &Put<'_, K, V>,
+        reservation: &mut Reservation<'_>,
+        table: &mut Table<K, V>,
+        entry: &mut Option<(K, V)>,
+        gone: &mut Gone<K, V>,
+    ) -> Attempt {
+        let Some((key, value)) = entry else { unreachable!("what is stored is not tried again") };
+        // Not copied as a whole: what is known of the entry stays in registers.
+        let Put { at: Place { shard, .. }, ticket, .. } = put;
+        if let Some(condition) = put.options.condition
+            && self.is_superseded(condition, ticket.hash, ticket.now, table, key)
+        {
+            return Err(NeedsRoom::Superseded);
         }
+        if let Some((id, found)) = table.find(ticket.hash, key) {
+            if !table.is_dead(id, found, ticket.now) {
+                let more = ticket.weight.saturating_sub(found.weight);
+                let need = Usage { entries: 0, weight: more };
+                if more > 0
+                    && !self.evict_until(put, reservation, need, shard, table, Some(id), gone)
+                {
+                    return Err(NeedsRoom::NoRoom);
+                }
+                let old = table.replace(id, value, ticket);
+                if ticket.weight != old {
+                    reservation.take_over(Usage { entries: 0, weight: old });
+                    reservation.spend(Usage { entries: 0, weight: ticket.weight });
+                    reservation.release();
+                }
+                shard.counters.count_removal(RemovalCause::Replaced);
+                return Ok(Stored::Replaced);
+            }
+            // No update: it leaves, and its room is the first that is taken.
+            let freed = gone.take_out(&shard.counters, table, id, RemovalCause::Expired);
+            reservation.take_over(freed);
+        }
+        let need = Usage::one(ticket.weight);
+        if !self.evict_until(put, reservation, need, shard, table, None, gone) {
+            return Err(NeedsRoom::NoRoom);
+        }
+        if table.is_full() {
+            // Four billion entries in one shard: one of them gives its slot.
+            let victim = table.evict_one(Limit::Entries, ticket.now, None, true);
+            let Some((Entry { key, value, weight, .. }, reason)) = victim else {
+                unreachable!("a table that is full has an entry to give")
+            };
+            reservation.take_over(Usage::one(weight));
+            let cause = shard.counters.count_eviction(reason, Limit::Entries);
+            gone.push((key, value, cause));
+        }
+        let Some((key, value)) = entry.take() else { unreachable!("it is there, see above") };
+        table.insert(key, value, Ticket { ..*ticket });
+        reservation.spend(need);
+        reservation.release();
+        shard.counters.insertions.count();
+        Ok(Stored::Inserted)
     }
 
-    /// Takes `new_entry` into its shard, round after round until there is room.
-    pub(super) fn insert_retrying<P: Wait>(
+    /// [`insert_locked`](Self::insert_locked) for all tries but the first of a put.
+    #[inline(never)]
+    pub(super) fn insert_again(
+        &self,
+        put: &Put<'_, K, V>,
+        reservation: &mut Reservation<'_>,
+        table: &mut Table<K, V>,
+        entry: &mut Option<(K, V)>,
+        gone: &mut Gone<K, V>,
+    ) -> Attempt {
+        let attempt = self.insert_locked(put, reservation, table, entry, gone);
+        if attempt.is_ok() {
+            // What an earlier try has left in it belongs to the writer that comes next: under the lock
+            // still, and before the listener is called.
+            reservation.release();
+        }
+        attempt
+    }
+
+    /// Whether something newer came than what is to be stored. Before room is made: an entry that is
+    /// not to be stored evicts nothing. An invalidation that begins after this has its sweep come to
+    /// this shard after this lock hold.
+    #[inline(never)]
+    fn is_superseded(
+        &self,
+        condition: Condition<'_>,
+        hash: SlotHash,
+        now: Stamp,
+        table: &Table<K, V>,
+        key: &K,
+    ) -> bool {
+        let is_fresh = |(id, entry)| table.state(id, entry, now) == State::Fresh;
+        self.is_past(condition)
+            || condition.superseded.is_some() && table.find(hash, key).is_some_and(is_fresh)
+    }
+
+    /// Stores an entry, round after round until there is room. `first` is what a try before this came
+    /// to, and whether anything left for it.
+    pub(super) fn insert_retrying<W: Wait>(
         &self,
         put: &mut Put<'_, K, V>,
-        new_entry: &mut Option<NewEntry<K, V>>,
+        mut reservation: Reservation<'_>,
+        mut first: Option<(Attempt, bool)>,
+        entry: &mut Option<(K, V)>,
         notifier: &mut Notifier<'_, K, V>,
-        wait: P,
-    ) -> Result<(), ErrorKind> {
-        let weight = new_entry.as_ref().map_or(0, |new_entry| new_entry.ticket.weight);
+        wait: W,
+    ) -> Result<Stored, ErrorKind> {
+        let (shard, weight) = (put.at.shard, put.ticket.weight);
+        let contended = |rounds| ErrorKind::Contended { weight, limit: self.max_weight(), rounds };
+        put.desperate = false;
         // Every round but the waiting ones frees something, most of them a whole bite.
         let most = WAITS + 64 + u32::try_from(self.len() / (BITE / 2)).unwrap_or(u32::MAX / 2);
         let mut waits = 0;
         for rounds in 1..=most {
-            let attempt = self.change(put.at.shard, wait, notifier, |table, gone| {
-                (self.insert_locked(put, table, new_entry, gone), !gone.is_empty())
+            let attempt = first.take().or_else(|| {
+                self.change(shard, wait, Unlock::Plain, notifier, |table, gone| {
+                    let attempt = self.insert_again(put, &mut reservation, table, entry, gone);
+                    (attempt, !gone.is_empty())
+                })
             });
-            let Some((attempt, mut freed)) = attempt else {
-                let waited = wait.given();
-                return Err(ErrorKind::Timeout { operation: "insert", waited });
+            let freed = match attempt {
+                None => {
+                    return Err(ErrorKind::Timeout { operation: "insert", waited: wait.given() });
+                }
+                Some((Ok(stored), _)) => return Ok(stored),
+                Some((Err(NeedsRoom::Superseded), _)) => return Err(ErrorKind::Superseded),
+                Some((Err(NeedsRoom::NoRoom), freed)) => freed,
             };
-            let need = match attempt {
-                Ok(()) => return Ok(()),
-                Err(NeedsRoom::Superseded) => return Err(ErrorKind::Superseded),
-                Err(NeedsRoom::NoRoom(need)) => need,
-            };
-            if put.only_free_room {
-                return Err(ErrorKind::Contended { weight, limit: self.max_weight(), rounds });
+            if put.options.only_free_room {
+                return Err(contended(rounds));
             }
             // The limits may have been lowered since the put began.
             self.can_ever_fit(weight)?;
-            freed |= self.take_elsewhere(put, need, notifier, wait);
-            if freed {
+            if self.take_elsewhere(put, &mut reservation, notifier, wait) || freed {
                 continue;
             }
             if !put.desperate {
@@ -268,153 +300,72 @@ where
                 continue;
             }
             if waits == WAITS || wait.is_over() {
-                return Err(ErrorKind::Contended { weight, limit: self.max_weight(), rounds });
+                return Err(contended(rounds));
             }
             waits += 1;
-            put.reservation.release();
+            reservation.release();
             wait.back_off(waits);
         }
-        Err(ErrorKind::Contended { weight, limit: self.max_weight(), rounds: most })
-    }
-
-    /// Under the write lock of the key's own shard: makes room and inserts, or says what stands in
-    /// the way.
-    pub(super) fn insert_locked(
-        &self,
-        put: &mut Put<'_, K, V>,
-        table: &mut Table<K, V>,
-        new_entry: &mut Option<NewEntry<K, V>>,
-        gone: &mut Gone<K, V>,
-    ) -> Result<(), NeedsRoom> {
-        let Some(new) = new_entry else { return Ok(()) };
-        // Before room is made: an entry that is not to be stored evicts nobody. An invalidation
-        // that begins after this has its sweep come to this shard after this lock hold.
-        if put.condition.is_some_and(|condition| self.is_past(condition)) {
-            return Err(NeedsRoom::Superseded);
-        }
-        let counters = &put.at.shard.counters;
-        let ticket = new.ticket;
-        put.now = ticket.now;
-        let found = table.find(ticket.hash, &new.key);
-        if put.condition.is_some_and(|condition| condition.superseded.is_some())
-            && found.is_some_and(|(id, entry)| table.state(id, entry, put.now) == State::Fresh)
-        {
-            return Err(NeedsRoom::Superseded);
-        }
-        let found = found.map(|(id, entry)| (id, !table.is_dead(id, entry, put.now), entry.weight));
-        let old = found.filter(|&(_, alive, _)| alive);
-        // An expired entry of the same key is no update: it leaves, and its room is the first taken.
-        let expired = found.filter(|&(_, alive, _)| !alive);
-        if let Some(entry) = expired.and_then(|(id, ..)| table.take(id)) {
-            put.reservation.take_over(Usage::one(entry.weight));
-            counters.expired.count();
-            gone.push((entry.key, entry.value, RemovalCause::Expired));
-        }
-        let need = match old {
-            None => Usage::one(ticket.weight),
-            Some((.., old)) => Usage { entries: 0, weight: ticket.weight.saturating_sub(old) },
-        };
-        let old = old.map(|(id, ..)| id);
-        if !self.evict_until(put, put.at.shard, table, need, old, gone) {
-            return Err(NeedsRoom::NoRoom(need));
-        }
-        if old.is_none() && table.is_full() {
-            // Four billion entries in one shard: one of them gives its slot.
-            let Some((entry, reason)) = table.evict_one(Limit::Entries, put.now, None, true) else {
-                return Err(NeedsRoom::NoRoom(need));
-            };
-            self.take_victim(put, put.at.shard, entry, reason, Limit::Entries, gone);
-        }
-        let Some(mut new) = new_entry.take() else { return Ok(()) };
-        let weight = ticket.weight;
-        match old {
-            None => {
-                table.insert(new.key, new.value, ticket);
-                counters.insertions.count();
-                put.reservation.spend(Usage::one(weight));
-            }
-            Some(id) => {
-                let old = table.replace(id, &mut new.value, ticket);
-                put.reservation.take_over(Usage { entries: 0, weight: old });
-                gone.push((new.key, new.value, RemovalCause::Replaced));
-                counters.updates.count();
-                put.reservation.spend(Usage { entries: 0, weight });
-            }
-        }
-        // Under the lock still, and before the listener is called: what is left belongs to whoever
-        // comes next.
-        put.reservation.release();
-        Ok(())
+        Err(contended(most))
     }
 
     /// Under the write lock of `shard`: lets entries leave, at most [`BITE`] in one lock hold, until
     /// the reservation covers `need`. Says whether it does.
+    // Always: as `insert_locked`.
+    #[inline(always)]
+    #[allow(clippy::too_many_arguments)]
     fn evict_until(
         &self,
-        put: &mut Put<'_, K, V>,
+        put: &Put<'_, K, V>,
+        reservation: &mut Reservation<'_>,
+        need: Usage,
         shard: &Shard<K, V>,
         table: &mut Table<K, V>,
-        need: Usage,
-        keep: Option<super::table::slots::SlotId>,
+        keep: Option<SlotId>,
         gone: &mut Gone<K, V>,
     ) -> bool {
-        if put.only_free_room {
-            return put.reservation.cover(need).is_ok();
-        }
-        while gone.len() < BITE {
-            let Err(limit) = put.reservation.cover(need) else { return true };
+        while let Err(limit) = reservation.cover(need) {
             let may_evict = put.desperate || self.has_its_share(table.held(), limit);
-            let Some((entry, reason)) = table.evict_one(limit, put.now, keep, may_evict) else {
+            let victim = if put.options.only_free_room || gone.len() >= BITE {
+                None
+            } else {
+                table.evict_one(limit, put.ticket.now, keep, may_evict)
+            };
+            let Some((Entry { key, value, weight, .. }, reason)) = victim else {
+                reservation.missed = need;
                 return false;
             };
-            self.take_victim(put, shard, entry, reason, limit, gone);
+            // What this frees is handed to the put.
+            reservation.take_over(Usage::one(weight));
+            gone.push((key, value, shard.counters.count_eviction(reason, limit)));
         }
-        put.reservation.cover(need).is_ok()
+        true
     }
 
-    /// Counts an entry that has left for this put, and takes over its room.
-    fn take_victim(
+    /// With no lock held: takes the room that was missed from other shards, and says whether anything was freed. Each
+    /// shard's lock is tried once; if `desperate` it is waited for briefly, as readers that follow one
+    /// another would keep a mere try out for ever.
+    fn take_elsewhere<W: Wait>(
         &self,
-        put: &mut Put<'_, K, V>,
-        shard: &Shard<K, V>,
-        entry: Entry<K, V>,
-        reason: EvictReason,
-        limit: Limit,
-        gone: &mut Gone<K, V>,
-    ) {
-        put.reservation.take_over(Usage::one(entry.weight));
-        let cause = self.count_departure(shard, reason, limit);
-        gone.push((entry.key, entry.value, cause));
-    }
-
-    /// With no lock held: takes room from other shards for `need`, and says whether anything was
-    /// freed. Each shard's lock is tried once; if `desperate` it is waited for briefly, as readers
-    /// that follow one another would keep a mere try out for ever.
-    fn take_elsewhere<P: Wait>(
-        &self,
-        put: &mut Put<'_, K, V>,
-        need: Usage,
+        put: &Put<'_, K, V>,
+        reservation: &mut Reservation<'_>,
         notifier: &mut Notifier<'_, K, V>,
-        wait: P,
+        wait: W,
     ) -> bool {
-        let all = self.shards.len();
+        let (all, need) = (self.shards.len(), reservation.missed);
         let mut freed = false;
         // Starting behind the own shard spreads the load: keys are spread evenly over shards.
         for step in 1..all {
             let shard = &self.shards[(put.at.number + step) & (all - 1)];
             // A look from outside first: most shards need not be locked at all.
-            let held = shard.counters.held();
-            if held.entries == 0 {
+            if shard.counters.held().entries == 0 {
                 continue;
             }
-            let wait = if put.desperate { wait.brief() } else { None };
-            let take = |table: &mut Table<K, V>, gone: &mut Gone<K, V>| {
-                (self.evict_until(put, shard, table, need, None, gone), !gone.is_empty())
-            };
-            let taken = match wait {
-                Some(brief) => self.change(shard, brief, notifier, take),
-                None => self.change(shard, Try, notifier, take),
-            };
+            let wait = if put.desperate { wait.brief() } else { Until::after(Duration::ZERO) };
+            let taken = self.change(shard, wait, Unlock::Plain, notifier, |table, gone| {
+                let covered = self.evict_until(put, reservation, need, shard, table, None, gone);
+                (covered, !gone.is_empty())
+            });
             let Some((covered, some)) = taken else { continue };
             if covered {
                 return true;
@@ -451,26 +402,5 @@ impl<K, V, S> ShardedCache<K, V, S> {
         // The number of shards is a power of two: to divide would take longer than all else here.
         let mean = all >> self.shards.len().trailing_zeros();
         self.mask == 0 || own > mean - mean / 4
-    }
-
-    /// Counts an entry that made way, under the write lock of its shard.
-    pub(super) fn count_departure(
-        &self,
-        shard: &Shard<K, V>,
-        reason: EvictReason,
-        limit: Limit,
-    ) -> RemovalCause {
-        let counters = &shard.counters;
-        let (counter, cause) = match (reason, limit) {
-            (EvictReason::Expired, _) => (&counters.expired, RemovalCause::Expired),
-            (EvictReason::Evicted, Limit::Entries) => {
-                (&counters.evicted_by_entries, RemovalCause::Size)
-            }
-            (EvictReason::Evicted, Limit::Weight) => {
-                (&counters.evicted_by_weight, RemovalCause::Weight)
-            }
-        };
-        counter.count();
-        cause
     }
 }

@@ -2,9 +2,9 @@
 //!
 //! What lives here knows nothing of embeddings or of tokio. The face is [`ShardedCache`]; its
 //! methods are in files by what they do to the locks: [`get`] and [`get_many`], [`insert`] (with
-//! [`make_room`]) and [`insert_many`], [`sweep`], [`retain`], [`invalidate`]. Below it a [`shard`] is
-//! one lock around one [`table`]. The [`budget`] is one for all shards. What leaves goes to
-//! [`removal`].
+//! [`make_room`]) and [`insert_many`], [`sweep`], [`invalidate`]. How long each may [`wait`] for a lock
+//! is a parameter. Below it a [`shard`] is one lock around one [`table`]. The [`budget`] is one for all
+//! shards. What leaves goes to [`removal`].
 
 mod budget;
 mod builder;
@@ -17,17 +17,16 @@ mod get;
 mod get_many;
 mod hit_counters;
 mod insert;
-mod insert_free;
 mod insert_many;
 mod invalidate;
 mod make_room;
 mod removal;
-mod retain;
 mod shard;
 mod sweep;
 mod table;
 #[cfg(all(test, not(shuttle)))]
 mod tests;
+mod wait;
 
 use std::fmt;
 use std::hash::{BuildHasher, Hash};
@@ -43,21 +42,22 @@ pub use builder::ShardedCacheBuilder;
 pub use clock::Clock;
 pub use counters::ShardStats;
 pub(crate) use export::{ExportIter, Exported};
-pub(crate) use insert::{Condition, InsertOptions};
+pub(crate) use make_room::{CONTENDED, Condition, InsertOptions};
 pub use sweep::Iter;
-pub(crate) use sweep::Step;
+pub(crate) use sweep::{Step, Stepwise};
 pub use table::policy::{EvictionPolicy, MemoryPressure};
-pub(crate) use {get::Lookup, get_many::GROUP, insert_many::Progress};
+pub(crate) use wait::{Forever, Try, Until, Wait};
+pub(crate) use {get::Lookup, get_many::GROUP};
 
 use budget::{Budget, Usage};
-use builder::{Listener, Measure, entries_for};
+use builder::{Measure, entries_for};
 use clock::{Stamp, Time};
 use compute::Inflight;
 use hit_counters::HitCounters;
-use removal::{Notifier, Removals};
-use shard::{Forever, Shard};
+use removal::{Listener, Notifier, Removals};
+use shard::Shard;
+use table::TableConfig;
 use table::index::SlotHash;
-use table::{Entry, TableConfig};
 
 /// The longest time-to-live: 292 years.
 pub(crate) const LONGEST_TIME_TO_LIVE: Duration = Stamp::LONGEST;
@@ -110,14 +110,15 @@ pub struct EntryInfo {
 /// finished before it, or of one that runs at the same time, or nothing. What speaks of many
 /// entries at once ([`len`](Self::len), [`stats`](Self::stats), [`iter`](Self::iter),
 /// [`retain`](Self::retain)) is not a snapshot of one instant while others write.
-/// [`invalidate_all`](Self::invalidate_all) has one: nobody who finds an entry gone by it finds
-/// another that was stored before.
+/// [`invalidate_all`](Self::invalidate_all) has one: a thread that finds an entry gone by it finds no
+/// other that was stored before.
 ///
 /// # Locks
 ///
 /// No caller's code runs, and no value is dropped, while the lock of a shard is held, apart from
 /// `Hash` and `Eq` of the key, `Clone` of the value, and what says so in its documentation
-/// ([`retain`](Self::retain), [`invalidate_if`](Self::invalidate_if), [`iter`](Self::iter)). A value
+/// ([`retain`](Self::retain), [`invalidate_if`](Self::invalidate_if), [`remove_if`](Self::remove_if),
+/// [`iter`](Self::iter)). A value
 /// whose `Clone`, or a key whose `Eq`, uses the same cache deadlocks. A listener, and a drop, may use
 /// it; where there is no listener, a drop that makes another entry leave drops that one inside itself.
 ///
@@ -260,7 +261,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
     pub const ENTRY_OVERHEAD: u64 =
         (size_of::<table::Slot<K, V>>() + table::BESIDE_THE_SLOT) as u64;
 
-    /// Entries held, expired ones that nobody has noticed yet included. `O(1)`, no lock.
+    /// Entries held, expired ones that were not yet noticed included. `O(1)`, no lock.
     ///
     /// An insert that is under way is counted from when its room is reserved, so this is never over
     /// the limit and may be ahead of what a `get` finds.
@@ -289,7 +290,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
 
     /// The weight of entries that are gone but whose memory is not given back yet: what a
     /// [`clear`](Self::clear) that is under way, or that a panic ended or its caller cancelled, has
-    /// still to drop. It is not part of [`weight`](Self::weight), as nobody finds those entries; each
+    /// still to drop. It is not part of [`weight`](Self::weight), as no operation finds those entries; each
     /// write drops up to 64 of them, a [`cleanup_expired`](Self::cleanup_expired) all. `O(1)`, no
     /// lock.
     ///
@@ -387,11 +388,14 @@ impl<K, V, S> ShardedCache<K, V, S> {
     #[inline]
     fn fresh_beyond_for_reading(&self) -> Stamp {
         // One branch, and where nothing can expire nothing to keep at hand but zero.
-        if self.may_expire.load(Relaxed) {
-            self.now_for_reading().plus(self.config.table_config.grace)
-        } else {
-            Stamp::ZERO
-        }
+        if self.may_expire.load(Relaxed) { self.fresh_beyond_now() } else { Stamp::ZERO }
+    }
+
+    // Out of line, as beside a look at the clock a call is little: then the rest of a hit is shorter.
+    #[cold]
+    #[inline(never)]
+    fn fresh_beyond_now(&self) -> Stamp {
+        self.now_for_reading().plus(self.config.table_config.grace)
     }
 
     /// The moment for an export: exact, so that lives are.
@@ -402,12 +406,6 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// For what leaves in one operation.
     pub(crate) fn notifier(&self) -> Notifier<'_, K, V> {
         Notifier::new(&self.removals)
-    }
-
-    /// Gives back the room of an entry that has left its shard. Still under the lock: a writer that
-    /// comes next must not evict for want of room that nobody holds.
-    fn release(&self, entry: &Entry<K, V>) {
-        self.budget.release(Usage::one(entry.weight));
     }
 
     /// Panics unless every shard and the budget agree. Takes the locks one after the other and goes

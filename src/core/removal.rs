@@ -26,10 +26,14 @@ use crate::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use crate::sync::{Mutex, ThreadId, thread_id};
 
 use super::RemovalCause;
-use super::budget::Usage;
-use super::builder::Listener;
+use super::budget::{Budget, Usage};
+use super::counters::Counters;
 use super::shard::BITE;
+use super::table::slots::SlotId;
 use super::table::{Entries, Table};
+
+/// What is told of every entry that leaves.
+pub(super) type Listener<K, V> = Box<dyn Fn(&K, &V, RemovalCause) + Send + Sync>;
 
 /// An entry that has left, and why.
 pub(super) type Removed<K, V> = (K, V, RemovalCause);
@@ -38,7 +42,7 @@ pub(super) type Removed<K, V> = (K, V, RemovalCause);
 type Batch<K, V> = SmallVec<[Removed<K, V>; 1]>;
 
 crate::sync::thread_local! {
-    /// The caches inside whose listener this thread is, by the address of their [`Removals`].
+    /// The caches that are calling their listener on this thread, by the address of their [`Removals`].
     static INSIDE: RefCell<Vec<usize>> = RefCell::default();
 }
 
@@ -108,7 +112,7 @@ impl<K, V> Removals<K, V> {
     }
 
     /// Counts a table that is about to be handed over, before its room is given to others.
-    pub(super) fn expect(&self, held: Usage) {
+    fn expect(&self, held: Usage) {
         self.entries.fetch_add(held.entries, Relaxed);
         self.weight.fetch_add(held.weight, Relaxed);
     }
@@ -206,19 +210,45 @@ impl Drop for Inside {
 /// What has left a shard under one lock hold. Usually one entry.
 pub(super) struct Gone<K, V> {
     entries: Batch<K, V>,
-    /// A whole table that an invalidation had outdated.
-    outdated: Option<Table<K, V>>,
+    /// How many stood in the table that was found outdated when the lock was had.
+    pub(super) outdated: usize,
+}
+
+impl<K, V> Default for Gone<K, V> {
+    #[inline]
+    fn default() -> Self {
+        Self { entries: SmallVec::new(), outdated: 0 }
+    }
 }
 
 impl<K, V> Gone<K, V> {
+    /// Takes an entry out of `table` and counts it. Returns its room, which it still takes.
+    pub(super) fn take_out(
+        &mut self,
+        counters: &Counters,
+        table: &mut Table<K, V>,
+        id: SlotId,
+        cause: RemovalCause,
+    ) -> Usage {
+        let Some(entry) = table.take(id) else { return Usage::default() };
+        counters.count_removal(cause);
+        self.push((entry.key, entry.value, cause));
+        Usage::one(entry.weight)
+    }
+
+    /// Adds what was replaced.
+    pub(super) fn extend(&mut self, entries: impl IntoIterator<Item = Removed<K, V>>) {
+        self.entries.extend(entries);
+    }
+
+    /// What has left one by one.
+    pub(super) fn drain(&mut self) -> impl Iterator<Item = Removed<K, V>> {
+        self.entries.drain(..)
+    }
+
     /// Adds one entry.
     pub(super) fn push(&mut self, entry: Removed<K, V>) {
         self.entries.push(entry);
-    }
-
-    /// Adds the table that was found outdated when the lock was had.
-    pub(super) fn push_outdated(&mut self, table: Table<K, V>) {
-        self.outdated = Some(table);
     }
 
     /// How many have left one by one.
@@ -226,14 +256,9 @@ impl<K, V> Gone<K, V> {
         self.entries.len()
     }
 
-    /// How many stood in the outdated table.
-    pub(super) fn outdated(&self) -> usize {
-        self.outdated.as_ref().map_or(0, |table| table.held().entries as usize)
-    }
-
     /// Whether nothing has left.
     pub(super) fn is_empty(&self) -> bool {
-        self.len() + self.outdated() == 0
+        self.len() + self.outdated == 0
     }
 }
 
@@ -242,19 +267,40 @@ impl<K, V> Gone<K, V> {
 pub(super) struct Leaving<'f, 'a, K, V> {
     notifier: &'f mut Notifier<'a, K, V>,
     pub(super) gone: Gone<K, V>,
+    /// A whole table that an invalidation had outdated.
+    outdated: Option<Table<K, V>>,
 }
 
 impl<'f, 'a, K, V> Leaving<'f, 'a, K, V> {
     /// Nothing yet.
     pub(super) fn new(notifier: &'f mut Notifier<'a, K, V>) -> Self {
         let entries = std::mem::take(&mut notifier.room);
-        Self { notifier, gone: Gone { entries, outdated: None } }
+        Self { notifier, gone: Gone { entries, outdated: 0 }, outdated: None }
+    }
+
+    /// Renews the table whose lock is held if an invalidation has outdated it, and gives back its room.
+    #[inline]
+    pub(super) fn renew(
+        &mut self,
+        table: &mut Table<K, V>,
+        generation: u64,
+        counters: &Counters,
+        budget: &Budget,
+    ) {
+        if table.generation() != generation {
+            let held = table.held();
+            counters.removals.add(held.entries);
+            self.notifier.removals.expect(held);
+            budget.release(held);
+            self.gone.outdated = held.entries as usize;
+            self.outdated = Some(table.renew(generation));
+        }
     }
 }
 
 impl<K, V> Drop for Leaving<'_, '_, K, V> {
     fn drop(&mut self) {
-        if let Some(table) = self.gone.outdated.take() {
+        if let Some(table) = self.outdated.take() {
             let outdated =
                 Outdated { entries: table.into_entries(), owner: self.notifier.generation };
             let removals = self.notifier.removals;
@@ -304,7 +350,7 @@ impl<'a, K, V> Notifier<'a, K, V> {
 
     /// Runs the caller's code and keeps its panic for the [`end`](Self::end); `None` if it did.
     pub(super) fn catch<R>(&mut self, work: impl FnOnce() -> R) -> Option<R> {
-        // Unwind safe: whoever catches a panic leaves nothing of the cache half changed.
+        // Unwind safe: where a panic is caught, nothing of the cache is left half changed.
         match catch_unwind(AssertUnwindSafe(work)) {
             Ok(result) => Some(result),
             Err(panic) => {

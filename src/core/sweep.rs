@@ -1,17 +1,53 @@
 //! Operations on many entries: shard after shard, in bites of at most 64 entries a lock hold.
+//!
+//! Cleanup, `retain` and the sweep behind an invalidation are one [`Sweep`], which differ by what they
+//! do in a bite. A sweep is [`Stepwise`], as a batch of inserts is: a blocking caller drives it by
+//! [`drive`], an async one yields between two steps.
 
 use std::fmt;
-use std::time::Duration;
+use std::ops::Range;
+
+use smallvec::SmallVec;
 
 use crate::error::{CacheError, ErrorKind};
 
-use super::budget::{Limit, Usage, WAITS};
+use super::budget::{Limit, Usage};
 use super::builder::entries_for;
 use super::clock::Stamp;
-use super::removal::Notifier;
-use super::shard::{BITE, Fair, Forever, Shard, Try, Until, Wait};
-use super::table::State;
+use super::make_room::WAITS;
+use super::removal::{Gone, Notifier};
+use super::shard::{BITE, Shard, Unlock};
+use super::table::{State, Table};
+use super::wait::{Forever, Wait};
 use super::{RemovalCause, ShardedCache};
+
+/// Work in bounded steps, between which nothing is locked.
+pub(crate) trait Stepwise {
+    type Output;
+
+    /// Does a bounded part of the work. Waits at most `wait` for a lock.
+    fn step<W: Wait>(&mut self, wait: W) -> Step;
+
+    /// The outcome of all steps. Resumes the panic of the listener, if there was one.
+    fn end(self) -> Self::Output;
+}
+
+/// The outcome of a step.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Step {
+    /// There may be more to do.
+    More,
+    /// Another thread held the lock all the time, or all the room for an entry.
+    Locked,
+    /// All is done.
+    Done,
+}
+
+/// Takes all steps, waiting for each lock as long as it takes.
+pub(super) fn drive<T: Stepwise>(mut work: T) -> T::Output {
+    while work.step(Forever) != Step::Done {}
+    work.end()
+}
 
 impl<K, V, S> ShardedCache<K, V, S> {
     /// Removes expired entries and returns how many. A shard whose cleanup guard another thread
@@ -30,42 +66,89 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// # Ok::<(), Box<dyn std::error::Error>>(())
     /// ```
     pub fn cleanup_expired(&self) -> usize {
-        let mut cleanup = self.start_cleanup();
-        let mut removed = 0;
-        while let Step::Removed(bite) = cleanup.step(Forever) {
-            removed += bite;
-        }
-        cleanup.end();
-        removed
+        drive(self.start_cleanup())
     }
 
     /// Starts a [`cleanup_expired`](Self::cleanup_expired) that the caller takes step by step.
-    pub(crate) fn start_cleanup(&self) -> Cleanup<'_, K, V, S> {
-        let (now, notifier) = (self.config.time.now(), self.notifier().in_bites());
-        Cleanup { cache: self, now, notifier, shard: 0, bites: None }
+    pub(crate) fn start_cleanup(&self) -> impl Stepwise<Output = usize> + use<'_, K, V, S> {
+        let now = self.config.time.now();
+        let bite = move |shard: &Shard<K, V>, table: &mut Table<K, V>, gone: &mut Gone<K, V>, _| {
+            while gone.len() < BITE
+                && let Some(id) = table.expired(now)
+            {
+                gone.take_out(&shard.counters, table, id, RemovalCause::Expired);
+            }
+            (gone.len(), gone.len() == BITE || table.may_have_more())
+        };
+        Sweep { skips_guarded: true, ..self.sweep(self.notifier(), bite).reclaiming() }
     }
 
-    /// Removes at most [`BITE`] expired entries under one lock hold, and says how many, and whether
-    /// there may be more; `None` if `wait` ran out. The caller has the cleanup guard.
-    fn remove_expired<P: Wait>(
+    /// Keeps the live entries for which `keep` holds, removes the others, and returns how many it
+    /// removed (expired ones among them).
+    ///
+    /// **`keep` runs under the write lock of a shard**, for up to 64 entries a lock hold: while it
+    /// is slow, everyone else on that shard waits, and if it uses this cache it deadlocks. If it
+    /// panics, what it had decided of these 64 is not carried out. Entries that others insert while
+    /// this runs may or may not be seen.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::<String, u64>::builder().max_entries(10).build()?;
+    /// cache.insert_many([("a".to_string(), 1), ("b".to_string(), 2)]);
+    /// assert_eq!(cache.retain(|_, &value| value > 1), 1);
+    /// assert_eq!(cache.get("b"), Some(2));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn retain(&self, keep: impl FnMut(&K, &V) -> bool) -> usize {
+        drive(self.start_retain(keep))
+    }
+
+    /// Starts a [`retain`](Self::retain) that the caller takes step by step.
+    pub(crate) fn start_retain<F: FnMut(&K, &V) -> bool>(
         &self,
-        shard: &Shard<K, V>,
-        now: Stamp,
-        notifier: &mut Notifier<'_, K, V>,
-        wait: P,
-    ) -> Option<(usize, bool)> {
-        self.change(shard, Fair(wait), notifier, |table, gone| {
-            let mut freed = Usage::default();
-            while gone.len() < BITE {
-                let expired = table.expired(now).and_then(|id| table.take(id));
-                let Some(entry) = expired else { break };
-                shard.counters.expired.count();
-                freed += Usage::one(entry.weight);
-                gone.push((entry.key, entry.value, RemovalCause::Expired));
+        mut keep: F,
+    ) -> impl Stepwise<Output = usize> + use<'_, K, V, S, F> {
+        let now = self.now_for_reading();
+        let bite = move |shard: &Shard<K, V>,
+                         table: &mut Table<K, V>,
+                         gone: &mut Gone<K, V>,
+                         slots: Range<usize>| {
+            // All decisions before the first removal: a panic then leaves nothing half done.
+            let mut unwanted = SmallVec::<[_; BITE]>::new();
+            for (id, entry) in slots.filter_map(|place| table.entry_at(place)) {
+                // An entry that is merely stale may still be served to a load.
+                if table.state(id, entry, now) == State::Dead {
+                    unwanted.push((id, RemovalCause::Expired));
+                } else if !keep(&entry.key, &entry.value) {
+                    unwanted.push((id, RemovalCause::Removed));
+                }
             }
-            self.budget.release(freed);
-            (gone.len(), gone.len() == BITE || table.may_have_more())
-        })
+            for (id, cause) in unwanted {
+                gone.take_out(&shard.counters, table, id, cause);
+            }
+            (gone.len(), true)
+        };
+        self.sweep(self.notifier(), bite)
+    }
+
+    /// A sweep over all shards that does `bite` under each lock hold.
+    pub(super) fn sweep<'a, F>(
+        &'a self,
+        notifier: Notifier<'a, K, V>,
+        bite: F,
+    ) -> Sweep<'a, K, V, S, F>
+    where
+        F: FnMut(&Shard<K, V>, &mut Table<K, V>, &mut Gone<K, V>, Range<usize>) -> (usize, bool),
+    {
+        Sweep {
+            cache: self,
+            notifier: notifier.in_bites(),
+            cursor: Cursor::default(),
+            skips_guarded: false,
+            reclaims: false,
+            bite,
+            removed: 0,
+        }
     }
 
     /// The live entries, cloned, shard by shard.
@@ -89,8 +172,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
         Iter { cache: self, at: Cursor::default(), bite: Vec::new().into_iter() }
     }
 
-    /// The keys of the live entries, cloned; as [`iter`](Self::iter), which see, but clones no
-    /// value.
+    /// The keys of the live entries, cloned; as by [`iter`](Self::iter), without a clone of
+    /// any value.
     ///
     /// ```
     /// # use embedding_cache::ShardedCache;
@@ -168,7 +251,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
         // limit.
         let mut notifier = self.notifier().in_bites();
         for shard in &self.shards {
-            self.change(shard, Forever, &mut notifier, |_, _| ());
+            self.change(shard, Forever, Unlock::Plain, &mut notifier, |_, _| ());
         }
         let mut evicted = 0;
         let mut waits = 0;
@@ -176,19 +259,21 @@ impl<K, V, S> ShardedCache<K, V, S> {
             let before = evicted;
             for shard in &self.shards {
                 let bite = self.bite_for(limit);
-                let left = self.change(shard, Fair(Forever), &mut notifier, |table, gone| {
-                    let mut freed = Usage::default();
-                    for _ in 0..bite {
-                        let Some((entry, reason)) = table.evict_one(limit, now, None, true) else {
-                            break;
-                        };
-                        freed += Usage::one(entry.weight);
-                        let cause = self.count_departure(shard, reason, limit);
-                        gone.push((entry.key, entry.value, cause));
-                    }
-                    self.budget.release(freed);
-                    gone.len()
-                });
+                let left =
+                    self.change(shard, Forever, Unlock::Fair, &mut notifier, |table, gone| {
+                        let mut freed = Usage::default();
+                        for _ in 0..bite {
+                            let Some((entry, reason)) = table.evict_one(limit, now, None, true)
+                            else {
+                                break;
+                            };
+                            freed += Usage::one(entry.weight);
+                            let cause = shard.counters.count_eviction(reason, limit);
+                            gone.push((entry.key, entry.value, cause));
+                        }
+                        self.budget.release(freed);
+                        gone.len()
+                    });
                 evicted += left.unwrap_or(0);
                 if self.budget.excess() != Some(limit) {
                     break;
@@ -229,20 +314,15 @@ impl<K, V, S> ShardedCache<K, V, S> {
             let shard: &Shard<K, V> = self.shards.get(at.shard)?;
             let table = shard.read(Forever)?;
             if !self.is_current(&table) {
-                *at = Cursor { shard: at.shard + 1, ..Cursor::default() };
+                *at = at.next_shard();
                 continue;
             }
-            let slots = *at.slots.get_or_insert(table.slots());
-            let until = (at.slot + BITE).min(slots);
-            let entries = (at.slot..until)
+            let (slots, next) = at.next(table.slots());
+            let entries = slots
                 .filter_map(|place| table.entry_at(place))
                 .filter(|&(id, entry)| table.state(id, entry, now) == State::Fresh);
             bite.extend(entries.map(|(_, entry)| what(&entry.key, &entry.value)));
-            *at = if until < slots {
-                Cursor { slot: until, ..*at }
-            } else {
-                Cursor { shard: at.shard + 1, ..Cursor::default() }
-            };
+            *at = next;
             if !bite.is_empty() {
                 return Some(bite);
             }
@@ -250,78 +330,90 @@ impl<K, V, S> ShardedCache<K, V, S> {
     }
 }
 
-/// A cleanup under way, from [`ShardedCache::start_cleanup`]. Between two steps nothing is locked.
-pub(crate) struct Cleanup<'a, K, V, S> {
+/// A cleanup, a `retain` or the sweep behind an invalidation, under way. Dropped before its end it has
+/// gone through some of the shards.
+pub(crate) struct Sweep<'a, K, V, S, F> {
     cache: &'a ShardedCache<K, V, S>,
-    now: Stamp,
     notifier: Notifier<'a, K, V>,
-    shard: usize,
-    /// Steps left for this shard: as many as it could need when it was come to, should others keep
-    /// adding expired entries. `None` before that.
-    bites: Option<usize>,
+    cursor: Cursor,
+    /// Takes the cleanup guard of a shard for each bite, and skips the shard where another thread has
+    /// it.
+    skips_guarded: bool,
+    /// Drops, after the last shard, all that invalidations left behind.
+    reclaims: bool,
+    /// What is done to the next slots, under the write lock: how many entries that removed, and whether
+    /// there may be more to do in this shard.
+    bite: F,
+    removed: usize,
 }
 
-/// What a step of a sweep came to: of a [`Cleanup`], a [`Retain`](super::retain::Retain), an
-/// [`Invalidation`](super::invalidate::Invalidation).
-pub(crate) enum Step {
-    /// So many entries are gone, under one lock hold.
-    Removed(usize),
-    /// Another thread held the lock all the time.
-    Locked,
-    /// All shards are done.
-    Done,
+impl<K, V, S, F> Sweep<'_, K, V, S, F> {
+    /// The same, which drops in the end all that invalidations left behind.
+    pub(super) fn reclaiming(self) -> Self {
+        Self { reclaims: true, ..self }
+    }
 }
 
-impl<K, V, S> Cleanup<'_, K, V, S> {
-    /// A step that waits at most `wait` for a lock; zero tries once. At most [`BITE`] entries are
-    /// removed, or dropped that an invalidation left behind.
-    pub(crate) fn step_slice(&mut self, wait: Duration) -> Step {
-        match wait {
-            Duration::ZERO => self.step(Try),
-            wait => self.step(Until::after(wait)),
+impl<K, V, S, F> Stepwise for Sweep<'_, K, V, S, F>
+where
+    F: FnMut(&Shard<K, V>, &mut Table<K, V>, &mut Gone<K, V>, Range<usize>) -> (usize, bool),
+{
+    type Output = usize;
+
+    fn step<W: Wait>(&mut self, wait: W) -> Step {
+        let Self { cache, notifier, cursor, bite, .. } = self;
+        let Some(shard) = cache.shards.get(cursor.shard) else {
+            let more = self.reclaims && notifier.reclaim_bite();
+            return if more { Step::More } else { Step::Done };
+        };
+        let guard = if self.skips_guarded { shard.cleanup.try_lock() } else { None };
+        if self.skips_guarded && guard.is_none() {
+            *cursor = cursor.next_shard();
+            return Step::More;
         }
+        let outcome = cache.change(shard, wait, Unlock::Fair, notifier, |table, gone| {
+            let (slots, next) = cursor.next(table.slots());
+            let before = table.held();
+            let (removed, more) = bite(shard, table, gone, slots);
+            // Under the lock still, as all room is given back.
+            cache.budget.release(before.saturating_sub(table.held()));
+            (removed, if more { next } else { cursor.next_shard() })
+        });
+        let Some((removed, next)) = outcome else { return Step::Locked };
+        self.removed += removed;
+        *cursor = next;
+        Step::More
     }
 
-    fn step<P: Wait>(&mut self, wait: P) -> Step {
-        while let Some(shard) = self.cache.shards.get(self.shard) {
-            if let Some(_guard) = shard.cleanup.try_lock() {
-                let most = shard.counters.held().entries as usize / BITE + 1;
-                let left = self.bites.unwrap_or(most) - 1;
-                let notifier = &mut self.notifier;
-                let bite = self.cache.remove_expired(shard, self.now, notifier, wait);
-                let Some((removed, more)) = bite else { return Step::Locked };
-                self.bites = Some(left);
-                if !more || left == 0 {
-                    self.next_shard();
-                }
-                return Step::Removed(removed);
-            }
-            // Someone else is cleaning it up.
-            self.next_shard();
-        }
-        // What a cancelled invalidation left behind.
-        if self.notifier.reclaim_bite() { Step::Removed(0) } else { Step::Done }
-    }
-
-    /// When all is done: goes on with the panic of the listener, if there was one.
-    pub(crate) fn end(self) {
+    fn end(self) -> usize {
         self.notifier.end();
-    }
-
-    fn next_shard(&mut self) {
-        self.shard += 1;
-        self.bites = None;
+        self.removed
     }
 }
 
-/// Where an iteration stands.
+/// Where something that goes through all slots of all shards stands.
 #[derive(Debug, Clone, Copy, Default)]
-struct Cursor {
+pub(super) struct Cursor {
     shard: usize,
     /// The next slot of that shard.
     slot: usize,
-    /// The slots it had when it was come to; those that come later are not gone through.
+    /// How many slots it had at the first bite. Those that come later are not gone through: were the
+    /// shard to grow as fast, that would never end.
     slots: Option<usize>,
+}
+
+impl Cursor {
+    /// The slots of a bite in a shard that has so many now, and where the next bite begins.
+    fn next(self, slots: usize) -> (Range<usize>, Self) {
+        let slots = self.slots.unwrap_or(slots);
+        let until = (self.slot + BITE).min(slots);
+        let next = Self { slot: until, slots: Some(slots), ..self };
+        (self.slot..until, if until < slots { next } else { self.next_shard() })
+    }
+
+    fn next_shard(self) -> Self {
+        Self { shard: self.shard + 1, ..Self::default() }
+    }
 }
 
 /// The entries of a [`ShardedCache`], from [`ShardedCache::iter`].

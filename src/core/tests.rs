@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use super::shard::Unlock;
 use super::*;
 
 const SLICE: Duration = Duration::from_micros(50);
@@ -47,7 +48,7 @@ fn while_held(cache: &Cache, key: u64, writing: bool, work: impl FnOnce()) {
                 release.wait();
             };
             if writing {
-                shard.write(Forever, |_| hold());
+                shard.write(Forever, Unlock::Plain, |_| hold());
             } else {
                 let table = shard.read(Forever);
                 hold();
@@ -73,7 +74,7 @@ fn a_group_is_looked_up_whole_or_not_at_all() {
     let keys: Vec<u64> = (0..GROUP as u64).collect();
     while_held(&cache, 63, true, || {
         for wait in [Duration::ZERO, SLICE] {
-            let had = cache.get_group_slice(&keys, wait, |_| panic!("pushed"));
+            let had = cache.get_group(keys.iter(), Until::after(wait), |_| panic!("pushed"));
             assert!(!had);
         }
         assert_eq!(cache.stats().total_requests(), 0);
@@ -81,7 +82,7 @@ fn a_group_is_looked_up_whole_or_not_at_all() {
     });
     for wait in [Duration::ZERO, SLICE] {
         let mut found = Vec::new();
-        assert!(cache.get_group_slice(&keys, wait, |value| found.push(value)));
+        assert!(cache.get_group(keys.iter(), Until::after(wait), |value| found.push(value)));
         let expected: Vec<_> = keys.iter().map(|key| (*key < 40).then_some(key + 1)).collect();
         assert_eq!(found, expected);
     }
@@ -97,15 +98,15 @@ fn a_batch_in_slices_waits_for_a_held_lock_and_counts_no_timeout() {
     while_held(&cache, 0, false, || {
         let mut locked = 0;
         for _ in 0..20 {
-            match insert.step_slice(if locked == 0 { Duration::ZERO } else { SLICE }) {
-                Progress::Some => assert_eq!(locked, 0, "went on past a lock"),
-                Progress::Locked => locked += 1,
-                Progress::Done => panic!("done without the lock"),
+            match insert.step(Until::after(if locked == 0 { Duration::ZERO } else { SLICE })) {
+                Step::More => assert_eq!(locked, 0, "went on past a lock"),
+                Step::Locked => locked += 1,
+                Step::Done => panic!("done without the lock"),
             }
         }
         assert!(locked > 10);
     });
-    while !matches!(insert.step_slice(SLICE), Progress::Done) {}
+    while !matches!(insert.step(Until::after(SLICE)), Step::Done) {}
     let results = insert.end();
     assert_eq!(results.len(), 100);
     assert!(results.iter().all(Result::is_ok));
@@ -135,8 +136,8 @@ fn a_batch_takes_each_lock_once_as_far_as_64_may_leave() {
     let mut most = 0;
     loop {
         let before = left.load(SeqCst);
-        let progress = insert.step_slice(SLICE);
-        if let Progress::Done = progress {
+        let progress = insert.step(Until::after(SLICE));
+        if let Step::Done = progress {
             break;
         }
         most = most.max(left.load(SeqCst) - before);
@@ -155,14 +156,14 @@ fn terms_give_an_entry_its_own_life_and_bind_it_to_an_epoch() {
     let clock = Arc::new(Fake::default());
     let cache = builder().max_entries(10).clock(clock.clone()).build().unwrap();
     let own = |ttl| InsertOptions { time_to_live: Some(ttl), ..InsertOptions::default() };
-    cache.insert_at_once(&mut Some((1, 1)), own(SECOND)).unwrap();
+    cache.insert_with(&mut Some((1, 1)), own(SECOND), Try).unwrap();
     let mut insert = cache.start_insert_many([(2, 2), (3, 3)], own(3 * SECOND));
-    while !matches!(insert.step_slice(Duration::ZERO), Progress::Done) {}
+    while !matches!(insert.step(Try), Step::Done) {}
     assert!(insert.end().iter().all(Result::is_ok));
     clock.advance(2 * SECOND);
     assert_eq!(cache.get_many(&[1, 2, 3]), [None, Some(2), Some(3)]);
     let mut entry = Some((1, 1));
-    let refused = cache.insert_at_once(&mut entry, own(Duration::MAX)).unwrap_err();
+    let refused = cache.insert_with(&mut entry, own(Duration::MAX), Try).unwrap_err();
     assert!(refused.is_invalid_ttl());
     assert_eq!(entry, Some((1, 1)));
 
@@ -181,22 +182,22 @@ fn terms_give_an_entry_its_own_life_and_bind_it_to_an_epoch() {
             InsertOptions { condition, ..InsertOptions::default() }
         };
         let before = cache.epoch();
-        cache.insert_at_once(&mut Some((5, 5)), in_epoch(before)).unwrap();
+        cache.insert_with(&mut Some((5, 5)), in_epoch(before), Try).unwrap();
         invalidate(&cache);
         let counted = cache.stats();
         let mut entry = Some((5, 6));
-        let refused = cache.insert_at_once(&mut entry, in_epoch(before));
+        let refused = cache.insert_with(&mut entry, in_epoch(before), Try);
         let refused = refused.unwrap_err();
         assert!(refused.is_superseded());
         cache.count_refusal(&5, &refused);
         assert_eq!(entry, Some((5, 6)));
         let mut insert = cache.start_insert_many([(5, 6), (6, 6)], in_epoch(before));
-        while !matches!(insert.step_slice(Duration::ZERO), Progress::Done) {}
+        while !matches!(insert.step(Try), Step::Done) {}
         assert!(insert.end().iter().all(Result::is_err));
         assert_eq!(cache.stats(), counted, "a refusal for an invalidation is not counted");
         assert_ne!(cache.peek(&5), Some(6));
         let mut entry = Some((5, 7));
-        cache.insert_at_once(&mut entry, in_epoch(cache.epoch())).unwrap();
+        cache.insert_with(&mut entry, in_epoch(cache.epoch()), Try).unwrap();
         assert_eq!(cache.peek(&5), Some(7));
         cache.validate();
     }
@@ -211,7 +212,7 @@ fn what_an_invalidation_refuses_makes_no_room() {
     cache.insert_many([(1, 1), (2, 2)]);
     let condition = Some(Condition { epoch, superseded: None });
     let options = InsertOptions { condition, ..InsertOptions::default() };
-    cache.insert_at_once(&mut Some((3, 3)), options).unwrap_err();
+    cache.insert_with(&mut Some((3, 3)), options, Try).unwrap_err();
     assert_eq!(cache.get_many(&[1, 2]), [Some(1), Some(2)]);
     assert_eq!(cache.stats().evictions, 0);
 }
@@ -226,7 +227,7 @@ fn a_look_tells_fresh_from_stale_from_absent_and_counts_nothing() {
         .clock(clock.clone())
         .build()
         .unwrap();
-    let look = |key| match cache.look_slice(&key, Duration::ZERO) {
+    let look = |key| match cache.peek_state(&key, Try) {
         None => panic!("locked"),
         Some(Lookup::Fresh(value)) => Some((value, None)),
         Some(Lookup::Stale { value, past }) => Some((value, Some(past))),
@@ -276,8 +277,8 @@ fn an_invalidation_removes_what_is_stale_too() {
     cache.insert_many([(1, 1), (2, 2)]);
     clock.advance(2 * SECOND);
     assert_eq!(cache.invalidate_if(|&key, _| key == 1), 1);
-    assert!(matches!(cache.look_slice(&1, SLICE), Some(Lookup::Absent)));
-    assert!(matches!(cache.look_slice(&2, SLICE), Some(Lookup::Stale { .. })));
+    assert!(matches!(cache.peek_state(&1, Until::after(SLICE)), Some(Lookup::Absent)));
+    assert!(matches!(cache.peek_state(&2, Until::after(SLICE)), Some(Lookup::Stale { .. })));
 }
 
 #[test]
@@ -285,40 +286,28 @@ fn sweeps_in_slices_wait_for_a_held_lock_and_then_go_on() {
     let cache = plain();
     cache.insert_many((0..300).map(|key| (key, key)));
     let mut retain = cache.start_retain(|key, _| key % 2 == 0);
-    let mut removed = 0;
     while_held(&cache, 5, false, || {
         let mut steps = 0..50;
-        let locked = steps.any(|_| match retain.step_slice(Duration::ZERO) {
-            Step::Removed(bite) => {
-                assert!(bite <= 64);
-                removed += bite;
-                false
-            }
-            step => matches!(step, Step::Locked),
+        let locked = steps.any(|_| {
+            let before = cache.len();
+            let step = retain.step(Try);
+            assert!(before - cache.len() <= 64);
+            step == Step::Locked
         });
-        assert!(locked && matches!(retain.step_slice(SLICE), Step::Locked));
+        assert!(locked && retain.step(Until::after(SLICE)) == Step::Locked);
     });
-    while let Step::Removed(bite) = retain.step_slice(Duration::ZERO) {
-        removed += bite;
-    }
-    retain.end();
-    assert_eq!((removed, cache.len()), (150, 150));
+    while retain.step(Try) == Step::More {}
+    assert_eq!((retain.end(), cache.len()), (150, 150));
 
     let mut invalidation = cache.start_invalidation();
     assert!(cache.iter().next().is_none(), "gone before the first step");
     assert_eq!(cache.len(), 150);
-    let mut removed = 0;
     while_held(&cache, 5, false, || {
-        while let Step::Removed(all) = invalidation.step_slice(Duration::ZERO) {
-            removed += all;
-        }
-        assert!(matches!(invalidation.step_slice(SLICE), Step::Locked));
+        while invalidation.step(Try) == Step::More {}
+        assert_eq!(invalidation.step(Until::after(SLICE)), Step::Locked);
     });
-    while let Step::Removed(all) = invalidation.step_slice(SLICE) {
-        removed += all;
-    }
-    invalidation.end();
-    assert_eq!((removed, cache.len(), cache.stats().removals), (150, 0, 300));
+    while invalidation.step(Until::after(SLICE)) == Step::More {}
+    assert_eq!((invalidation.end(), cache.len(), cache.stats().removals), (150, 0, 300));
     cache.validate();
 }
 
@@ -333,7 +322,9 @@ fn nobody_sees_an_outdated_shard_and_writers_renew_it() {
         ("peek", |cache| assert_eq!(cache.peek(&1), None)),
         ("contains_key", |cache| assert!(!cache.contains_key(&1))),
         ("entry_info", |cache| assert_eq!(cache.entry_info(&1), None)),
-        ("look", |cache| assert!(matches!(cache.look_slice(&1, SLICE), Some(Lookup::Absent)))),
+        ("look", |cache| {
+            assert!(matches!(cache.peek_state(&1, Until::after(SLICE)), Some(Lookup::Absent)));
+        }),
         ("iter", |cache| assert_eq!(cache.iter().count(), 0)),
         ("keys", |cache| assert_eq!(cache.keys().count(), 0)),
         ("remove", |cache| assert_eq!(cache.remove(&1), None)),
@@ -355,11 +346,74 @@ fn nobody_sees_an_outdated_shard_and_writers_renew_it() {
         act(&cache);
         assert!(cache.iter().all(|(_, value)| value == 100), "{what}");
         let stored = cache.iter().count();
-        while let Step::Removed(_) = invalidation.step_slice(SLICE) {}
+        while invalidation.step(Until::after(SLICE)) == Step::More {}
         invalidation.end();
         assert_eq!((cache.len(), cache.iter().count()), (stored, stored), "{what}");
         assert_eq!(cache.stats().removals, held, "{what}");
         assert_eq!(cache.stats().evictions, evicted, "{what}");
         cache.validate();
     }
+}
+
+#[test]
+fn a_try_tells_a_held_lock_from_a_miss_and_gives_the_entry_back() {
+    let cache = plain();
+    cache.insert(1, 10).unwrap();
+    while_held(&cache, 1, true, || {
+        let busy = cache.try_get(&1).unwrap_err();
+        assert!(busy.is_timeout(), "{busy}");
+        let busy = cache.try_insert(1, 11).unwrap_err();
+        assert!(busy.error().is_timeout(), "{busy}");
+        assert_eq!(busy.into_entry(), (1, 11));
+        let stats = cache.stats();
+        assert_eq!((stats.timeouts, stats.rejected, stats.total_requests()), (2, 0, 0));
+    });
+    while_held(&cache, 1, false, || {
+        assert_eq!(cache.try_get(&1).unwrap(), Some(10), "readers share the lock");
+        assert!(cache.try_insert(1, 11).unwrap_err().error().is_timeout());
+    });
+    assert_eq!(cache.try_get(&1).unwrap(), Some(10), "what was refused is not stored");
+    assert_eq!(cache.try_get(&2).unwrap(), None);
+    cache.try_insert(1, 11).unwrap();
+    assert_eq!(cache.try_get(&1).unwrap(), Some(11));
+    let stats = cache.stats();
+    assert_eq!((stats.hits, stats.misses, stats.updates), (3, 1, 1));
+    cache.validate();
+}
+
+#[test]
+fn a_predicate_of_a_removal_sees_only_a_live_value_and_changes_nothing_by_a_panic() {
+    let clock = Arc::new(Fake::default());
+    let causes = Arc::new(crate::sync::Mutex::new(Vec::new()));
+    let told = Arc::clone(&causes);
+    let cache = builder()
+        .max_entries(10)
+        .clock(clock.clone())
+        .eviction_listener(move |&key: &u64, &value: &u64, cause| {
+            told.lock().push((key, value, cause));
+        })
+        .build()
+        .unwrap();
+    cache.insert_many([(1, 10), (2, 20)]);
+    cache.insert_with_ttl(3, 30, SECOND).unwrap();
+    clock.advance(2 * SECOND);
+
+    assert_eq!(cache.remove_if(&1, |&value| value != 10), None);
+    assert_eq!(cache.remove_if(&9, |_| panic!("asked about nothing")), None);
+    assert_eq!(cache.remove_if(&3, |_| panic!("asked about an expired value")), None);
+    let panicked = std::panic::catch_unwind(|| cache.remove_if(&1, |_| panic!("as ordered")));
+    assert!(panicked.is_err());
+    assert_eq!((cache.peek(&1), cache.len(), cache.stats().removals), (Some(10), 2, 0));
+    cache.validate();
+
+    let mut asked = Vec::new();
+    let removed = cache.remove_if(&1, |&value| {
+        asked.push(value);
+        true
+    });
+    assert_eq!((removed, asked), (Some(10), vec![10]));
+    assert_eq!((cache.peek(&1), cache.len(), cache.stats().removals), (None, 1, 1));
+    let expected = [(3, 30, RemovalCause::Expired), (1, 10, RemovalCause::Removed)];
+    assert_eq!(*causes.lock(), expected);
+    cache.validate();
 }

@@ -5,14 +5,11 @@ use std::ops::ControlFlow::{self, Break, Continue};
 use std::pin::Pin;
 use std::time::Duration;
 
-use crate::core::InsertOptions;
+use crate::core::{CONTENDED, Forever, InsertOptions, Try};
 use crate::error::{CacheError, ErrorKind};
 use crate::vector::EmbeddingVector;
 
 use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
-
-/// How often a put that finds all room taken by other writers yields and tries again.
-const CONTENDED: u32 = 64;
 
 impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// The embedding of `key`, which counts as a use of the entry and as a hit or a miss.
@@ -25,8 +22,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// Dropped at an `.await`, it has changed nothing.
     pub async fn get(&self, key: &K) -> Option<EmbeddingVector> {
         // Not a `match`: what it looks at would be part of the future.
-        if let Some(found) = self.get_at_once(key) {
-            return found;
+        if let Some(found) = self.inner.core.lookup(&key.probe(), Try) {
+            return found.map(|components| self.inner.vector(components));
         }
         // Hardly ever: in a box, so that not every call has room for it to move.
         Box::pin(self.get_until(key, None)).await.flatten()
@@ -113,8 +110,9 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             let own = Some(time_to_live);
             return Box::pin(self.put_in_both(key, embedding.into(), own, None)).await;
         }
-        let terms = InsertOptions { time_to_live: Some(time_to_live), ..InsertOptions::default() };
-        let waiting = match self.put_at_once(&key, embedding.into(), terms, None) {
+        let options =
+            InsertOptions { time_to_live: Some(time_to_live), ..InsertOptions::default() };
+        let waiting = match self.put_at_once(&key, embedding.into(), options, None) {
             Break(done) => return done,
             Continue(waiting) => waiting,
         };
@@ -147,8 +145,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         key: &K,
         wait: Duration,
     ) -> Result<Option<EmbeddingVector>, CacheError> {
-        if let Some(found) = self.get_at_once(key) {
-            return Ok(found);
+        if let Some(found) = self.inner.core.lookup(&key.probe(), Try) {
+            return Ok(found.map(|components| self.inner.vector(components)));
         }
         Box::pin(self.get_until(key, Some(wait))).await.ok_or_else(|| {
             let error = ErrorKind::Timeout { operation: "get", waited: wait }.into();
@@ -286,8 +284,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     pub async fn set_ttl(&self, key: &K, ttl: Duration) -> Result<bool, CacheError> {
         let Inner { core, waiters, .. } = &*self.inner;
         let probe = key.probe();
-        let attempt = |slice| core.set_ttl_slice(&probe, ttl, slice).transpose();
-        waiters.until(None, attempt).await.unwrap_or(Ok(false))
+        waiters.wait(|wait| core.set_ttl_with(&probe, ttl, wait).transpose()).await
     }
 
     /// Removes the embedding of `key` and returns it, if it was alive. The write lock of one shard;
@@ -312,8 +309,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let Inner { core, waiters, .. } = &*self.inner;
         let probe = key.probe();
         self.inner.supersede(key);
-        let removed = waiters.until(None, |slice| core.remove_slice(&probe, slice)).await;
-        removed.flatten().map(|components| self.inner.vector(components))
+        let removed = waiters.wait(|wait| core.remove_with(&probe, wait, |_| true)).await;
+        removed.map(|components| self.inner.vector(components))
     }
 
     /// [`get`](Self::get) for threads outside an async runtime: waits for the lock.
@@ -330,7 +327,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     // Always: a call would return the vector through memory, where the core's is in two registers.
     #[inline(always)]
     pub fn get_blocking(&self, key: &K) -> Option<EmbeddingVector> {
-        let found = self.inner.core.get_called(&key.probe());
+        let found = self.inner.core.get(&key.probe());
         found.map(|components| self.inner.vector(components))
     }
 
@@ -366,9 +363,9 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         self.inner.supersede(key);
         let mut entry = Some((stored, vector.into_shared()));
         // No closure: it would be given the entry where all goes well, too.
-        match self.inner.core.insert_entry(&mut entry) {
+        match self.inner.core.insert_with(&mut entry, InsertOptions::default(), Forever) {
             Ok(()) => Ok(()),
-            Err(error) => Err(give_back(error, entry)),
+            Err(error) => Err(self.inner.refused(error, entry)),
         }
     }
 
@@ -384,8 +381,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let Some(mut both) = self.both() else { return Ok(()) };
         let vector = both.rounded(vector);
         both.note(0, &key, &vector, time_to_live);
-        let terms = InsertOptions { time_to_live, condition: None };
-        let result = [match self.put_at_once(&key, vector, terms, limit) {
+        let options = InsertOptions { time_to_live, ..InsertOptions::default() };
+        let result = [match self.put_at_once(&key, vector, options, limit) {
             Break(done) => done,
             Continue(waiting) => waiting.await,
         }];
@@ -394,19 +391,12 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         result
     }
 
-    /// The first try of a get, which nearly always is the last; `None` if another thread has the
-    /// lock.
-    #[inline]
-    fn get_at_once(&self, key: &K) -> Option<Option<EmbeddingVector>> {
-        let found = self.inner.core.get_at_once(&key.probe())?;
-        Some(found.map(|components| self.inner.vector(components)))
-    }
-
-    /// The other tries; `None` if the lock was not had within `limit`.
+    /// The tries of a get after the first; `None` if the lock was not had within `limit`.
     async fn get_until(&self, key: &K, limit: Option<Duration>) -> Option<Option<EmbeddingVector>> {
         let Inner { core, waiters, .. } = &*self.inner;
         let probe = key.probe();
-        let found = waiters.until_not_at_once(limit, |slice| core.get_slice(&probe, slice)).await?;
+        let attempt = |wait| core.lookup(&probe, wait);
+        let found = waiters.wait_in_slices(limit, attempt).await?;
         Some(found.map(|components| self.inner.vector(components)))
     }
 
@@ -417,7 +407,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         &self,
         key: &K,
         vector: EmbeddingVector,
-        terms: InsertOptions<'static>,
+        options: InsertOptions<'static>,
         limit: Option<Duration>,
     ) -> ControlFlow<Put, Pin<Box<impl Future<Output = Put>>>> {
         let stored = match self.admit(key, &vector) {
@@ -426,16 +416,17 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         };
         self.inner.supersede(key);
         let mut entry = Some((stored, vector.into_shared()));
-        match self.inner.core.insert_at_once(&mut entry, terms) {
+        match self.inner.core.insert_with(&mut entry, options, Try) {
             Ok(()) => Break(Ok(())),
             Err(error) if error.is_timeout() || error.is_contended() => {
-                Continue(Box::pin(self.inner.insert_until(entry, terms, limit)))
+                Continue(Box::pin(self.inner.insert_until(entry, options, limit)))
             }
             Err(error) => Break(Err(self.inner.refused(error, entry))),
         }
     }
 
     /// The stored form of a key, if that and `vector` may be stored.
+    // Always: a call returns the key through memory, a fiftieth of a put.
     #[inline(always)]
     pub(super) fn admit(&self, key: &K, vector: &EmbeddingVector) -> Result<Stored<K>, CacheError> {
         let stored = match key.to_stored() {
@@ -471,13 +462,13 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
     pub(super) async fn insert(
         &self,
         mut entry: Entry<K>,
-        terms: InsertOptions<'_>,
+        options: InsertOptions<'_>,
         limit: Option<Duration>,
     ) -> Put {
-        match self.core.insert_at_once(&mut entry, terms) {
+        match self.core.insert_with(&mut entry, options, Try) {
             Ok(()) => Ok(()),
             Err(error) if error.is_timeout() || error.is_contended() => {
-                self.insert_until(entry, terms, limit).await
+                self.insert_until(entry, options, limit).await
             }
             Err(error) => Err(self.refused(error, entry)),
         }
@@ -487,11 +478,11 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
     async fn insert_until(
         &self,
         mut entry: Entry<K>,
-        terms: InsertOptions<'_>,
+        options: InsertOptions<'_>,
         limit: Option<Duration>,
     ) -> Put {
         let mut contended = 0;
-        let attempt = |slice| match self.core.insert_slice(&mut entry, terms, slice) {
+        let attempt = |wait| match self.core.insert_with(&mut entry, options, wait) {
             Ok(()) => Some(Ok(())),
             Err(error) => {
                 contended += u32::from(error.is_contended());
@@ -499,7 +490,7 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
                 (!again).then_some(Err(error))
             }
         };
-        match self.waiters.until_not_at_once(limit, attempt).await {
+        match self.waiters.wait_in_slices(limit, attempt).await {
             Some(Ok(())) => Ok(()),
             Some(Err(error)) => Err(self.refused(error, entry)),
             None => {
@@ -513,24 +504,16 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
     /// Counts an insert that failed, and gives the vector back.
     #[cold]
     fn refused(&self, error: CacheError, entry: Entry<K>) -> CacheError {
-        if let Some((stored, _)) = &entry {
-            self.core.count_refusal(stored, &error);
-        }
-        give_back(error, entry)
+        let Some((stored, components)) = entry else {
+            unreachable!("a refused insert leaves its entry")
+        };
+        self.core.count_refusal(&stored, &error);
+        error.giving_back(components.into())
     }
 }
 
-/// What a put comes to.
+/// The outcome of a put.
 type Put = Result<(), CacheError>;
 
 /// An entry on its way into the core, which takes it and leaves there what it replaced.
 type Entry<K> = Option<(Stored<K>, Components)>;
-
-/// The error of a put, with the vector that was not stored.
-#[cold]
-fn give_back<K>(error: CacheError, entry: Option<(K, Components)>) -> CacheError {
-    match entry {
-        Some((_, components)) => error.giving_back(components.into()),
-        None => error,
-    }
-}

@@ -4,7 +4,7 @@ use std::hash::BuildHasher;
 
 use smallvec::SmallVec;
 
-use crate::core::{GROUP, InsertOptions, Progress};
+use crate::core::{GROUP, InsertOptions};
 use crate::error::{CacheError, InsertError};
 use crate::vector::EmbeddingVector;
 
@@ -53,9 +53,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
             }
             let probes: SmallVec<[K::Probe<'_>; GROUP]> =
                 group.iter().map(KeyRepr::probe).collect();
-            let attempt =
-                |slice| inner.core.get_group_slice(&probes, slice, &mut push).then_some(());
-            inner.waiters.until(None, attempt).await;
+            let attempt = |wait| inner.core.get_group(probes.iter(), wait, &mut push).then_some(());
+            inner.waiters.wait(attempt).await;
         }
     }
 
@@ -100,8 +99,6 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         let mut admitted = Vec::with_capacity(entries.len());
         let mut positions = Vec::with_capacity(entries.len());
         let mut pace = Pace::default();
-        // Not the caller's iterator: held over an await it would have to be `Send`.
-        let entries: Vec<(K, V)> = entries.into_iter().collect();
         #[cfg(feature = "tier")]
         let mut both = self.both();
         for (position, (key, vector)) in entries.into_iter().enumerate() {
@@ -148,22 +145,12 @@ impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
     pub(super) async fn insert_all(
         &self,
         entries: Vec<(Stored<K>, Components)>,
-        terms: InsertOptions<'static>,
+        options: InsertOptions<'static>,
     ) -> Vec<Result<(), CacheError>> {
-        let mut insert = self.core.start_insert_many(entries, terms);
+        let stored = self.waiters.drive(self.core.start_insert_many(entries, options)).await;
         let mut pace = Pace::default();
-        loop {
-            let attempt = |slice| match insert.step_slice(slice) {
-                Progress::Locked => None,
-                progress => Some(progress),
-            };
-            if !matches!(self.waiters.until(None, attempt).await, Some(Progress::Some)) {
-                break;
-            }
-            pace.step().await;
-        }
-        let mut results = Vec::new();
-        for result in insert.end() {
+        let mut results = Vec::with_capacity(stored.len());
+        for result in stored {
             if results.len() % GROUP == GROUP - 1 {
                 pace.step().await;
             }

@@ -115,7 +115,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         if run.admitted.is_empty() {
             return;
         }
-        let options = InsertOptions { time_to_live: run.life, condition: None };
+        let options = InsertOptions { time_to_live: run.life, ..InsertOptions::default() };
         let stored = self.inner.insert_all(std::mem::take(&mut run.admitted), options).await;
         for (position, result) in run.positions.drain(..).zip(stored) {
             results[position] = result;

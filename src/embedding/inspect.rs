@@ -109,7 +109,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     pub async fn peek(&self, key: &K) -> Option<EmbeddingVector> {
         let Inner { core, waiters, .. } = &*self.inner;
         let probe = key.probe();
-        match waiters.until(None, |slice| core.look_slice(&probe, slice)).await? {
+        match waiters.wait(|wait| core.peek_state(&probe, wait)).await {
             Lookup::Fresh(components) => Some(self.inner.vector(components)),
             Lookup::Stale { .. } | Lookup::Absent => None,
         }
@@ -155,6 +155,6 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     pub async fn entry_info(&self, key: &K) -> Option<EntryInfo> {
         let Inner { core, waiters, .. } = &*self.inner;
         let probe = key.probe();
-        waiters.until(None, |slice| core.entry_info_slice(&probe, slice)).await.flatten()
+        waiters.wait(|wait| core.entry_info_with(&probe, wait)).await
     }
 }

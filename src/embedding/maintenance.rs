@@ -7,14 +7,12 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::task::AbortHandle;
 
-use crate::core::Step;
 use crate::error::{CacheError, ErrorKind};
 use crate::timer::Interval;
 use crate::vector::EmbeddingVector;
 
 use super::key::names::{ModelName, TenantName};
 use super::load::call::catching;
-use super::wait::Pace;
 use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
 
 impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
@@ -40,10 +38,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
     /// # }).unwrap();
     /// ```
     pub async fn cleanup_expired_safe(&self) -> usize {
-        let mut cleanup = self.inner.core.start_cleanup();
-        let removed = self.inner.sweep(|slice| cleanup.step_slice(slice)).await;
-        cleanup.end();
-        removed
+        self.inner.waiters.drive(self.inner.core.start_cleanup()).await
     }
 
     /// Removes everything; [`invalidate_all`](Self::invalidate_all) without the count.
@@ -69,8 +64,8 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
 
     /// Removes everything and returns how many entries that were.
     ///
-    /// It takes effect at one instant, whatever the cache holds: from then on no caller is served what
-    /// was stored before, and what is being loaded is delivered to its callers but not stored.
+    /// It takes effect at one instant, whatever the cache holds: from then on no get returns what was
+    /// stored before, and what is being loaded is delivered to its callers but not stored.
     /// Readers pay one comparison for this. Then memory is given back: each shard hands over what it
     /// held, in constant time under its lock, and the entries are dropped 64 at a time; yields to
     /// other tasks every few hundred microseconds.
@@ -312,13 +307,11 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
 impl<K: EmbeddingKey, S> Inner<K, S> {
     pub(super) async fn invalidate_all(&self) -> usize {
         self.eras.end();
-        let mut invalidation = self.core.start_invalidation();
+        let invalidation = self.core.start_invalidation();
         // What is being loaded is not stored from this instant on; now its calls are told, so that
-        // those end for which no caller waits.
+        // those end that have no caller left.
         self.inflight.supersede_if(|_| true);
-        let removed = self.sweep(|slice| invalidation.step_slice(slice)).await;
-        invalidation.end();
-        removed
+        self.waiters.drive(invalidation).await
     }
 
     /// Removes the entries whose keys `names` holds for, and supersedes the loads of such keys.
@@ -329,28 +322,8 @@ impl<K: EmbeddingKey, S> Inner<K, S> {
     }
 
     async fn remove_if(&self, mut predicate: impl FnMut(&Stored<K>, &Components) -> bool) -> usize {
-        let mut retain = self.core.start_retain(|key, components| !predicate(key, components));
-        let removed = self.sweep(|slice| retain.step_slice(slice)).await;
-        retain.end();
-        removed
-    }
-
-    /// Takes a sweep step by step to its end, and returns how many entries it removed.
-    async fn sweep(&self, mut step: impl FnMut(Duration) -> Step) -> usize {
-        let mut removed = 0;
-        let mut pace = Pace::default();
-        loop {
-            let attempt = |slice| match step(slice) {
-                Step::Locked => None,
-                step => Some(step),
-            };
-            match self.waiters.until(None, attempt).await {
-                Some(Step::Removed(bite)) => removed += bite,
-                _ => break,
-            }
-            pace.step().await;
-        }
-        removed
+        let retain = self.core.start_retain(|key, components| !predicate(key, components));
+        self.waiters.drive(retain).await
     }
 }
 

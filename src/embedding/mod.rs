@@ -87,7 +87,7 @@ type Core<K, S> = ShardedCache<Stored<K>, Components, S>;
 /// - A `get` takes the read lock of one shard; only an entry seen expired takes its write lock,
 ///   under which it is looked at again.
 /// - A `put` makes room before it inserts, so neither limit is exceeded at any instant. Replacing
-///   evicts no entry unless the new value is larger. A vector that alone is over the limit is refused and
+///   evicts no other entry unless it grows. A vector that alone is over the limit is refused and
 ///   given back.
 /// - Expired entries leave first. Then, in a cache made by [`new`](Self::new), the least recently
 ///   used over the limit on entries, and the largest over the limit on bytes; the
@@ -159,7 +159,7 @@ struct Inner<K: EmbeddingKey, S> {
 
 impl<K: EmbeddingKey, S> Inner<K, S> {
     /// A vector as it is handed out.
-    #[inline(always)]
+    #[inline]
     fn vector(&self, components: Components) -> EmbeddingVector {
         EmbeddingVector::stored(components, !self.admission.allow_non_finite)
     }

@@ -7,6 +7,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::core::{Step, Stepwise, Until};
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 /// All that wait in one cache together park an executor thread for about this long in a round, so
@@ -45,24 +46,23 @@ impl Pace {
 pub(super) struct Waiters(AtomicU64);
 
 impl Waiters {
-    /// Calls `attempt` with how long it may park: first zero, then slices until `limit` is over.
-    /// `None` if it is. Dropping the future leaves nothing behind.
-    pub(super) async fn until<T>(
-        &self,
-        limit: Option<Duration>,
-        mut attempt: impl FnMut(Duration) -> Option<T>,
-    ) -> Option<T> {
-        match attempt(Duration::ZERO) {
-            Some(done) => Some(done),
-            None => self.until_not_at_once(limit, attempt).await,
+    /// Calls `attempt` until it has a result: first without a wait, then in slices. Dropping the
+    /// future leaves nothing behind.
+    pub(super) async fn wait<T>(&self, mut attempt: impl FnMut(Until) -> Option<T>) -> T {
+        if let Some(done) = attempt(Until::after(Duration::ZERO)) {
+            return done;
+        }
+        match self.wait_in_slices(None, attempt).await {
+            Some(done) => done,
+            None => unreachable!("there is no limit"),
         }
     }
 
-    /// As [`until`](Self::until), after the first try came to nothing: `attempt` is never given zero.
-    pub(super) async fn until_not_at_once<T>(
+    /// As [`wait`](Self::wait), after the first try had no result; `None` when `limit` is over.
+    pub(super) async fn wait_in_slices<T>(
         &self,
         limit: Option<Duration>,
-        mut attempt: impl FnMut(Duration) -> Option<T>,
+        mut attempt: impl FnMut(Until) -> Option<T>,
     ) -> Option<T> {
         let deadline = limit.map(|limit| Instant::now().checked_add(limit));
         let waiting = Waiting::new(self);
@@ -75,10 +75,22 @@ impl Waiters {
                     remaining => waiting.slice().min(remaining),
                 },
             };
-            if let Some(done) = attempt(slice) {
+            if let Some(done) = attempt(Until::after(slice)) {
                 return Some(done);
             }
             tokio::task::yield_now().await;
+        }
+    }
+
+    /// Takes all steps of `work`, and yields between them.
+    pub(super) async fn drive<T: Stepwise>(&self, mut work: T) -> T::Output {
+        let mut pace = Pace::default();
+        loop {
+            let step = |wait| Some(work.step(wait)).filter(|&step| step != Step::Locked);
+            if self.wait(step).await == Step::Done {
+                return work.end();
+            }
+            pace.step().await;
         }
     }
 }

@@ -15,8 +15,9 @@ use equivalent::Equivalent;
 
 use crate::error::{CacheError, ErrorKind};
 
-use super::shard::Forever;
-use super::{Condition, InsertOptions, ShardedCache};
+use super::ShardedCache;
+use super::make_room::{Condition, InsertOptions};
+use super::wait::Forever;
 
 pub(super) use inflight::Inflight;
 use inflight::Role;
@@ -167,7 +168,7 @@ where
             let options = InsertOptions { condition, ..InsertOptions::default() };
             let mut entry = Some((key.to_owned(), value.clone()));
             // A refusal is counted; those that asked for the value have it all the same.
-            if let Err(error) = self.insert_uncounted(&mut entry, options, Forever) {
+            if let Err(error) = self.insert_with(&mut entry, options, Forever) {
                 self.count_refusal(key, &error);
             }
             drop(entry);

@@ -179,11 +179,14 @@ impl<K: EmbeddingKey, S: BuildHasher> Leader<K, S> {
             let of_tier = self.inner.tier.as_ref().map(|_| K::from_stored(&key));
             let entry = Some((key, vector.clone().into_shared()));
             let condition = Condition { epoch: self.epoch, superseded: Some(slot.superseded()) };
-            let terms =
-                InsertOptions { time_to_live: self.time_to_live, condition: Some(condition) };
+            let options = InsertOptions {
+                time_to_live: self.time_to_live,
+                condition: Some(condition),
+                ..InsertOptions::default()
+            };
             // What was refused has been counted; the caller has the vector. A panic of the eviction
             // listener comes after it is stored: it is no reason to lose what the model answered.
-            let stored = catching(self.inner.insert(entry, terms, None)).await;
+            let stored = catching(self.inner.insert(entry, options, None)).await;
             #[cfg(feature = "tier")]
             if let (Some(tier), Some(key)) = (&self.inner.tier, of_tier) {
                 // What is newer goes there by itself. What found no room here has the more use there.

@@ -6,7 +6,7 @@ use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::core::{GROUP, Lookup};
+use crate::core::{GROUP, Lookup, Try, Until, Wait as _};
 use crate::embedding::wait::Pace;
 use crate::embedding::{EmbeddingCache, EmbeddingKey, Inner};
 use crate::error::{CacheError, ErrorKind};
@@ -238,26 +238,26 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
                 self.pace.step().await;
             }
             let mut attempt =
-                |slice| item.claim(inner, key, &mut call.0, ancestry, heartbeat.is_none(), slice);
-            let claimed = match attempt(Duration::ZERO) {
+                |wait| item.claim(inner, key, &mut call.0, ancestry, heartbeat.is_none(), wait);
+            let claimed = match attempt(Until::after(Duration::ZERO)) {
                 None if holds_claims => {
                     self.next -= 1;
                     break;
                 }
-                None => inner.waiters.until(None, attempt).await,
-                claimed => claimed,
+                None => inner.waiters.wait(attempt).await,
+                Some(claimed) => claimed,
             };
             match claimed {
-                Some(Claimed::Led) => call.1.push(key.clone(), item.position),
-                Some(Claimed::Full) if holds_claims || self.is_leading => {
+                Claimed::Led => call.1.push(key.clone(), item.position),
+                Claimed::Full if holds_claims || self.is_leading => {
                     self.next = self.items.len();
                     break;
                 }
-                Some(Claimed::Full) => {
+                Claimed::Full => {
                     let limit = inner.inflight.limit();
                     item.answer = Some(Err(ErrorKind::Overloaded { limit }.into()));
                 }
-                Some(Claimed::Otherwise) | None => {}
+                Claimed::Otherwise => {}
             }
             if call.0.len() >= self.options.max_batch {
                 calls.push(std::mem::replace(&mut call, begin()));
@@ -378,7 +378,7 @@ impl Item {
         leader: &mut Leader<K, S>,
         ancestry: &Ancestry,
         may_refresh: bool,
-        wait: Duration,
+        wait: Until,
     ) -> Option<Claimed> {
         let stored = match key.to_stored() {
             Ok(stored) => stored,
@@ -388,12 +388,12 @@ impl Item {
             }
         };
         let probe = key.probe();
-        if !wait.is_zero() {
+        if !wait.given().is_zero() {
             // Waited for here, with no lock of what is in flight held.
-            inner.core.look_slice(&probe, wait)?;
+            inner.core.peek_state(&probe, wait)?;
         }
         let mut stale = None;
-        let look = || match inner.core.look_slice(&probe, Duration::ZERO)? {
+        let look = || match inner.core.peek_state(&probe, Try)? {
             Lookup::Fresh(components) => Some(Some(inner.vector(components))),
             Lookup::Stale { value, past } => {
                 stale = Some((inner.vector(value), past));

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use crate::core::{Condition, InsertOptions};
+use crate::core::{Condition, InsertOptions, Until};
 use crate::embedding::era::Era;
 use crate::embedding::key::repr::KeyRepr;
 use crate::embedding::{EmbeddingCache, EmbeddingKey};
@@ -293,10 +293,11 @@ impl Load {
         let own = own.filter(|&left| left <= crate::core::LONGEST_TIME_TO_LIVE);
         // Where there is a fresh value by now, that is newer.
         let condition = Condition { epoch: core.epoch(), superseded: Some(era.flag()) };
-        let options = InsertOptions { time_to_live: own, condition: Some(condition) };
+        let options =
+            InsertOptions { time_to_live: own, condition: Some(condition), only_free_room: true };
         let mut entry = Some((stored, vector.into_shared()));
         loop {
-            match core.insert_into_free_room(&mut entry, options, SLICE) {
+            match core.insert_with(&mut entry, options, Until::after(SLICE)) {
                 Ok(()) => return Ok(Count::Entries),
                 Err(error) if error.is_timeout() => {}
                 Err(error) if error.is_superseded() && era.is_over() => {

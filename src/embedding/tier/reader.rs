@@ -389,7 +389,8 @@ async fn take<K: EmbeddingKey, S: BuildHasher>(
         .filter(|left| *left <= crate::core::LONGEST_TIME_TO_LIVE);
     // Where there is a fresh value by now, that is newer.
     let condition = Condition { epoch: core.epoch(), superseded: Some(asked.era.flag()) };
-    let options = InsertOptions { time_to_live: own, condition: Some(condition) };
+    let options =
+        InsertOptions { time_to_live: own, condition: Some(condition), ..InsertOptions::default() };
     let entry = Some((stored, vector.clone().into_shared()));
     match inner.insert(entry, options, None).await {
         Err(error) if error.is_superseded() && asked.era.is_over() => None,
