@@ -24,7 +24,7 @@ cargo test -p embedding-cache-redis --all-features
 RUSTDOCFLAGS="-D warnings" cargo doc --no-deps -p embedding-cache-disk
 cargo test -p embedding-cache-disk
 gate() { cargo run --quiet -p embedding-cache-disk --example gate -- "$@"; }
-gate kills 12
+gate kills 8
 gate torn 10
 gate full
 gate size 120000

@@ -27,11 +27,19 @@ pub(crate) fn child(runtime: &Runtime, directory: &Path) -> Outcome {
     let open = || DiskTier::builder(&place).max_bytes(SMALLEST).open();
     let tier = open()?;
     runtime.block_on(async {
-        let mut stored = 0;
+        let (mut stored, mut failures) = (0, 0);
         let error = loop {
             match store(&tier, stored..stored + BATCH).await {
-                Ok(()) => stored += BATCH,
-                Err(error) => break error,
+                Ok(()) => {
+                    stored += BATCH;
+                    failures = 0;
+                }
+                // A write is refused where the disk is late, too; a full one refuses them all.
+                Err(error) if failures == 20 => break error,
+                Err(_) => {
+                    failures += 1;
+                    tokio::time::sleep(Duration::from_millis(100)).await;
+                }
             }
         };
         println!("{stored} entries stored, then: {error}");
