@@ -48,7 +48,7 @@ for behind in "--redis redis://127.0.0.1:$port" "--disk $out/disk" "--snapshot $
         grep -q 'bit for bit' "$out/$run" || { echo "$behind: not verified"; exit 1; }
     done
     grep -E 'tasks|sharded  ' "$out/second"
-    rows=$(awk '$2 == "sharded"' "$out/second")
+    rows=$(awk '$1 ~ /^[0-9]+$/ && $2 == "sharded"' "$out/second")
     # The last columns are the embedder calls, and the memory with its unit.
     wrong=$(awk '{ if ($(NF - 2) != 0) print }' <<< "$rows")
     [[ $(wc -l <<< "$rows") == 2 && -z $wrong ]] ||
