@@ -6,7 +6,7 @@
 
 #[cfg(not(shuttle))]
 mod imp {
-    pub(crate) use parking_lot::{Mutex, RwLock, RwLockReadGuard, RwLockWriteGuard};
+    pub(crate) use parking_lot::{Mutex, MutexGuard, RwLock, RwLockReadGuard, RwLockWriteGuard};
     pub(crate) use std::sync::atomic;
     pub(crate) use std::thread::ThreadId;
     pub(crate) use std::thread_local;
@@ -20,6 +20,22 @@ mod imp {
     /// it again at once: for loops that lock the same shard bite after bite.
     pub(crate) fn unlock_fair<T>(guard: RwLockWriteGuard<'_, T>) {
         RwLockWriteGuard::unlock_fair(guard);
+    }
+
+    /// Where threads wait for a change of what a mutex protects.
+    #[derive(Debug, Default)]
+    pub(crate) struct Condvar(parking_lot::Condvar);
+
+    impl Condvar {
+        /// Unlocks, waits, and locks again. May return without a reason.
+        pub(crate) fn wait<'a, T>(&self, mut guard: MutexGuard<'a, T>) -> MutexGuard<'a, T> {
+            self.0.wait(&mut guard);
+            guard
+        }
+
+        pub(crate) fn notify_all(&self) {
+            self.0.notify_all();
+        }
     }
 
     /// Lets other threads go on, for longer each time: for the rare writer that finds all room
@@ -59,7 +75,6 @@ pub(crate) mod task {
 #[cfg(shuttle)]
 pub(crate) mod task {
     use std::future::Future;
-    use std::time::Duration;
 
     #[derive(Debug)]
     pub(crate) struct Spawner;
@@ -159,6 +174,22 @@ mod imp {
 
         pub(crate) fn try_lock(&self) -> Option<shuttle::sync::MutexGuard<'_, T>> {
             self.0.try_lock().ok()
+        }
+    }
+
+    #[derive(Debug, Default)]
+    pub(crate) struct Condvar(shuttle::sync::Condvar);
+
+    impl Condvar {
+        pub(crate) fn wait<'a, T>(
+            &self,
+            guard: shuttle::sync::MutexGuard<'a, T>,
+        ) -> shuttle::sync::MutexGuard<'a, T> {
+            self.0.wait(guard).unwrap_or_else(|poisoned| poisoned.into_inner())
+        }
+
+        pub(crate) fn notify_all(&self) {
+            self.0.notify_all();
         }
     }
 

@@ -122,6 +122,10 @@ fn a_hit_allocates_and_frees_nothing() {
         assert_allocates_nothing(which, |i| assert!(cache.peek(name(i)).is_some()));
         assert_allocates_nothing(which, |i| assert!(cache.contains_key(name(i))));
         assert_allocates_nothing(which, |i| assert!(cache.entry_info(name(i)).is_some()));
+        let absent = || unreachable!("it is there");
+        assert_allocates_nothing(which, |i| {
+            assert!(cache.get_or_insert_with(name(i), absent).is_ok());
+        });
         assert!(cache.stats().hits >= 2000);
     });
 }

@@ -232,6 +232,7 @@ where
     {
         let now = self.now_for_reading();
         let at = self.place(key);
+        self.inflight.supersede(at, key);
         let mut notifier = self.notifier();
         let entry = self.change(at.shard, wait, &mut notifier, |table, _| {
             let (id, entry) = table.find(at.hash, key)?;
@@ -309,7 +310,7 @@ where
     }
 
     #[inline]
-    fn insert_counted<P: Wait>(
+    pub(super) fn insert_counted<P: Wait>(
         &self,
         entry: &mut Option<(K, V)>,
         options: InsertOptions<'_>,

@@ -9,6 +9,8 @@
 mod budget;
 mod builder;
 mod clock;
+mod collect;
+mod compute;
 mod counters;
 mod export;
 mod get;
@@ -50,6 +52,7 @@ pub(crate) use {get::Lookup, get_many::GROUP, insert_many::Progress};
 use budget::{Budget, Usage};
 use builder::{Listener, Measure, entries_for};
 use clock::{Stamp, Time};
+use compute::Inflight;
 use hit_counters::HitCounters;
 use removal::{Notifier, Removals};
 use shard::{Forever, Shard};
@@ -151,6 +154,9 @@ pub struct ShardedCache<K, V, S = DefaultHashBuilder> {
     /// How often anything was invalidated.
     epoch: AtomicU64,
     removals: Removals<K, V>,
+    /// What [`get_or_insert_with`](Self::get_or_insert_with) computes. Its mutexes are taken with no
+    /// lock of a shard held.
+    inflight: Inflight<K, V>,
     config: Config<K, V>,
     /// The monotonic and the wall clock at the same moment.
     created: (Stamp, DateTime<Utc>),
@@ -184,6 +190,25 @@ impl<K, V> Clone for Place<'_, K, V> {
 impl<K, V> Copy for Place<'_, K, V> {}
 
 impl<K, V> ShardedCache<K, V> {
+    /// A cache of at most `max_entries` entries, without a limit on weight and without a time-to-live,
+    /// and otherwise as [`builder`](Self::builder) makes it. With 0 every insert is refused.
+    ///
+    /// ```
+    /// # use embedding_cache::ShardedCache;
+    /// let cache = ShardedCache::new(2);
+    /// for key in 0..3 {
+    ///     cache.insert(key, key * key)?;
+    /// }
+    /// assert_eq!((cache.len(), cache.max_entries()), (2, 2));
+    /// # Ok::<(), embedding_cache::CacheError>(())
+    /// ```
+    #[must_use]
+    pub fn new(max_entries: usize) -> Self {
+        let builder = Self::builder().max_entries(max_entries);
+        // A limit is set, and everything else is the default.
+        builder.build().unwrap_or_else(|error| unreachable!("{error}"))
+    }
+
     /// Starts to configure a cache.
     ///
     /// ```
@@ -223,6 +248,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
             generation: AtomicU64::new(0),
             epoch: AtomicU64::new(0),
             removals: Removals::new(listener),
+            inflight: Inflight::new(shards),
             created: (config.time.now(), config.time.wall()),
             config,
         }
@@ -398,6 +424,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
         }
         assert_eq!(self.budget.used(), held, "the budget is not what the shards hold");
         assert_eq!(self.budget.excess(), None, "a limit is exceeded");
+        assert!(self.inflight.is_empty(), "a computation has not ended");
     }
 }
 

@@ -4,6 +4,7 @@
 //! build of their own: `allocations`, `memory`, `spans`, `miri`, `shuttle`, and `features`, which is
 //! built once for each set of features.
 
+mod compute;
 mod concurrency;
 mod deadlines;
 mod errors;

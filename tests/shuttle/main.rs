@@ -9,6 +9,7 @@
 //! the hash function below.
 #![cfg(shuttle)]
 
+mod compute;
 mod expiry;
 mod invalidation;
 mod limits;

@@ -8,7 +8,9 @@ use crate::tier::DiskTier;
 /// The least that `max_bytes` may be: the journals of the engine take up to 128 MiB of it.
 pub(crate) const SMALLEST: u64 = 512 << 20;
 /// What the journals, and what is written to its place while it is still in a journal, may take.
-pub(crate) const JOURNALS: u64 = 128 << 20;
+const JOURNALS: u64 = 128 << 20;
+/// This part is left free for what is written while the files of a generation are being deleted.
+const DELETING: u64 = 32;
 
 /// Configures and opens a [`DiskTier`]; from [`DiskTier::builder`].
 ///
@@ -35,8 +37,8 @@ impl DiskTierBuilder {
     }
 
     /// The most bytes that the directory takes on the disk: 4 GiB by default, at least 512 MiB. Two
-    /// generations of entries share what the journals leave, so between 128 MiB and half of the rest
-    /// may be unused.
+    /// generations of entries share what the journals leave, which is all but 128 MiB and 3 %. When the
+    /// newer is full the older is deleted, so that between half of that and all of it is in use.
     pub fn max_bytes(self, bytes: u64) -> Self {
         Self { max_bytes: bytes, ..self }
     }
@@ -65,7 +67,7 @@ impl DiskTierBuilder {
 
     /// What one generation may take.
     pub(crate) fn generation(&self) -> u64 {
-        let most = (self.max_bytes - JOURNALS) / 2;
+        let most = (self.max_bytes - JOURNALS - self.max_bytes / DELETING) / 2;
         self.generation_bytes.map_or(most, |bytes| bytes.min(most))
     }
 }

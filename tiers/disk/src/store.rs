@@ -16,18 +16,22 @@ use fjall::{
     CompressionType, Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode,
 };
 
-/// Entries wait in memory up to this, twice or three times; then they are written to their place.
+/// Entries wait in memory up to this, four times at most; then they are written to their place.
 const MEMTABLE: u64 = 8 << 20;
+/// Memtables that wait to be written. At four the engine makes the caller wait.
+const MOST_SEALED: usize = 3;
 /// The least that the engine allows.
 const JOURNAL: u64 = 64 << 20;
 /// Blocks and values that were read lately. What is read again soon is in the first tier.
 const BLOCK_CACHE: u64 = 32 << 20;
-/// Values of this many bytes are in files of their own, which compaction does not rewrite. Smaller
-/// ones are beside their keys.
-const SEPARATE: u32 = 256;
+/// Values are in files of their own from this many bytes on, and so all of them: compaction does not
+/// rewrite them, and takes no room for twice of them.
+const SEPARATE: u32 = 16;
 /// What an entry takes beside its value: the key, in the value's file and in the tree, and the
 /// places in between.
 const OVERHEAD: u64 = 176;
+/// What an entry takes of the tree, which compaction writes anew before the old one goes.
+const IN_TREE: u64 = 96;
 
 /// How long opening waits for the disk. Without room it would wait for ever.
 const SETTLE: Duration = Duration::from_secs(5);
@@ -78,6 +82,10 @@ pub(crate) struct Store {
     generations: Generations,
     /// What was written to the current generation, as it will be on the disk.
     written: u64,
+    /// How many entries that are.
+    entries: u64,
+    /// What of it was written since the memtable was changed.
+    in_memory: u64,
 }
 
 impl Store {
@@ -114,16 +122,34 @@ impl Store {
             generation.settle()?;
         }
         let written = current.entries.disk_space();
-        Ok(Self { database, generations: Generations { current, previous }, written })
+        let entries = current.entries.approximate_len() as u64;
+        let generations = Generations { current, previous };
+        Ok(Self { database, generations, written, entries, in_memory: 0 })
     }
 
     pub(crate) fn generations(&self) -> Generations {
         self.generations.clone()
     }
 
-    /// What was written to the current generation, in bytes on the disk.
-    pub(crate) fn written(&self) -> u64 {
-        self.written
+    /// What the current generation takes at most, while compaction writes it anew.
+    pub(crate) fn taken(&self) -> u64 {
+        self.written + self.compacting()
+    }
+
+    /// What compaction may take for a while.
+    pub(crate) fn compacting(&self) -> u64 {
+        self.entries * IN_TREE
+    }
+
+    /// Whether so much waits to be written to its place that the engine would make the caller wait, and
+    /// without end if its threads have failed.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.generations.current.entries.sealed_memtable_count() >= MOST_SEALED
+    }
+
+    /// Whether the engine still takes writes.
+    pub(crate) fn check(&self) -> fjall::Result<()> {
+        self.database.persist(PersistMode::Buffer)
     }
 
     /// What may wait in memory, and will be on the disk twice until its journal is given up.
@@ -144,13 +170,22 @@ impl Store {
         entries: impl IntoIterator<Item = (TierKey, Vec<u8>)>,
     ) -> fjall::Result<()> {
         let mut batch = self.database.batch().durability(Some(PersistMode::Buffer));
-        let mut bytes = 0;
+        let (mut bytes, mut number) = (0, 0);
         for (key, stored) in entries {
             bytes += Self::size(&stored);
+            number += 1;
             batch.insert(&self.generations.current.entries, key.to_bytes(), stored);
         }
         batch.commit()?;
         self.written += bytes;
+        self.entries += number;
+        self.in_memory += bytes;
+        if self.in_memory >= MEMTABLE {
+            // The engine leaves this to a thread of its own. Where that is late, memory and journal
+            // have no bound.
+            self.generations.current.entries.rotate_memtable()?;
+            self.in_memory = 0;
+        }
         Ok(())
     }
 
@@ -187,7 +222,7 @@ impl Store {
     pub(crate) fn begin_generation(&mut self) -> fjall::Result<()> {
         let next = generation(&self.database, self.generations.current.number + 1)?;
         let full = std::mem::replace(&mut self.generations.current, next);
-        self.written = 0;
+        (self.written, self.entries, self.in_memory) = (0, 0, 0);
         // Nothing will be written to it any more, and until it is in its place the journals stay.
         let rotated = full.entries.rotate_memtable();
         self.generations.previous = Some(full);

@@ -16,7 +16,7 @@ use crate::usage;
 /// Between two attempts to open the store anew after it has failed.
 const REOPEN: Duration = Duration::from_secs(1);
 /// How long a write waits for files to be deleted. Less than the hard time-out of a cache.
-const WAIT_FOR_ROOM: Duration = Duration::from_millis(100);
+const WAIT_FOR_ROOM: Duration = Duration::from_millis(180);
 /// After how much that was written the directory is measured anew.
 const MEASURE: u64 = 8 << 20;
 
@@ -207,25 +207,34 @@ impl Writer {
     }
 
     /// Makes sure that `bytes` more fit: begins a generation if the current one is full, and waits
-    /// for deleted files to go.
+    /// for the engine and for deleted files to go.
     fn make_room(&mut self, bytes: u64) -> Result<(), TierError> {
-        let Some(store) = &mut self.store else { return Err(tier_error(CLOSED)) };
-        if store.written() + bytes > self.generation_bytes {
+        let Some(store) = &self.store else { return Err(tier_error(CLOSED)) };
+        if store.taken() + bytes > self.generation_bytes {
             self.exchange_generations()?;
         }
         let started = Instant::now();
         loop {
             let Some(store) = &self.store else { return Err(tier_error(CLOSED)) };
+            if store.is_behind() {
+                if started.elapsed() >= WAIT_FOR_ROOM {
+                    // Or it has failed, and never catches up.
+                    self.act(|store| store.check())?;
+                    return Err(tier_error("the disk does not keep up with the writes"));
+                }
+                std::thread::sleep(Duration::from_millis(1));
+                continue;
+            }
             // What is written goes to a journal first, and to its place while it is still there.
-            let coming = store.unwritten() + 2 * (self.since + bytes);
+            let engine = store.unwritten() + store.compacting();
+            let coming = engine + 2 * (self.since + bytes);
             if self.since < MEASURE && self.measured + coming <= self.max_bytes {
                 self.since += bytes;
                 return Ok(());
             }
             self.measured = usage::of(&self.shared.directory).map_err(tier_error)?;
             self.since = 0;
-            let coming = store.unwritten() + 2 * bytes;
-            if self.measured + coming <= self.max_bytes {
+            if self.measured + engine + 2 * bytes <= self.max_bytes {
                 continue;
             }
             if started.elapsed() >= WAIT_FOR_ROOM {

@@ -15,7 +15,7 @@ use crate::work::{BATCH, LENGTH, SMALLEST, found, mix, occupied, spawn, store};
 /// So that generations are exchanged several times in a run, and kills meet that too.
 const GENERATION: u64 = 24 << 20;
 /// What has to be there: a generation without what is copied to it.
-const KEPT: usize = GENERATION as usize / (LENGTH + 176) / 2;
+const KEPT: usize = GENERATION as usize / (LENGTH + 272) / 2;
 
 fn open(directory: &Path) -> Result<DiskTier, embedding_cache_disk::OpenError> {
     DiskTier::builder(directory).max_bytes(SMALLEST).generation_bytes(GENERATION).open()
@@ -66,11 +66,15 @@ pub(crate) fn run(runtime: &Runtime, times: u64) -> Outcome {
         let from = told;
         writeln!(child.stdin.take().ok_or("no input")?, "{from}")?;
         let out = BufReader::new(child.stdout.take().ok_or("no output")?);
+        let (began, begins) = std::sync::mpsc::channel();
         let reader = std::thread::spawn(move || {
             let (mut stored, mut nonces) = (None, Vec::new());
             for line in out.lines().map_while(Result::ok) {
                 match line.split_once(' ') {
-                    Some(("stored", number)) => stored = number.parse::<usize>().ok(),
+                    Some(("stored", number)) => {
+                        stored = number.parse::<usize>().ok();
+                        let _ = began.send(());
+                    }
                     Some(("nonces", digits)) => nonces.push(digits.to_owned()),
                     _ => {}
                 }
@@ -78,7 +82,10 @@ pub(crate) fn run(runtime: &Runtime, times: u64) -> Outcome {
             (stored, nonces)
         });
         // Some while it opens, most while it stores.
-        let longest = if time % 4 == 0 { 60 } else { 700 };
+        let longest = if time % 4 == 0 { 200 } else { 500 };
+        if time % 4 != 0 {
+            begins.recv_timeout(Duration::from_secs(60))?;
+        }
         std::thread::sleep(Duration::from_micros(mix(time ^ 0x5EED) % (longest * 1000)));
         child.kill()?;
         child.wait()?;

@@ -6,18 +6,19 @@
 //! gate torn TIMES                 the same, and tears up what was not synced
 //! gate full                       fills a small file system, and makes room again
 //! gate reads                      32 reads at once, beside the engine alone
+//! gate snapshot MEGABYTES         saves and loads a snapshot (which needs no tier)
 //! ```
 //!
 //! Each ends with an error where a promise is broken. `full` mounts a file system in a namespace of
 //! its own, by `unshare`.
 
+mod full;
 mod kills;
 mod reads;
 mod size;
+mod snapshot;
 mod torn;
 mod work;
-
-mod full;
 
 use std::error::Error;
 
@@ -35,9 +36,10 @@ fn main() -> Outcome {
         ["torn", times] => torn::run(&runtime, times.parse()?),
         ["full"] => full::run(),
         ["reads"] => reads::run(&runtime),
+        ["snapshot", megabytes] => snapshot::run(&runtime, megabytes.parse()?),
         ["child-stores", directory] => kills::child(&runtime, directory.as_ref()),
         ["child-tears", directory] => torn::child(&runtime, directory.as_ref()),
         ["child-fills", directory] => full::child(&runtime, directory.as_ref()),
-        _ => Err("gate size ENTRIES [MEBIBYTES] | kills TIMES | torn TIMES | full | reads".into()),
+        _ => Err("gate size ENTRIES [MEBIBYTES] | kills TIMES | torn TIMES | full | reads | snapshot MEGABYTES".into()),
     }
 }

@@ -27,7 +27,7 @@ fn raw(directory: &std::path::Path) -> fjall::Result<(Database, Keyspace)> {
         .worker_threads(2)
         .open()?;
     let separation =
-        KvSeparationOptions::default().compression(CompressionType::None).separation_threshold(256);
+        KvSeparationOptions::default().compression(CompressionType::None).separation_threshold(16);
     let options = || {
         KeyspaceCreateOptions::default()
             .max_memtable_size(8 << 20)

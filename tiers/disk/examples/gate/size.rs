@@ -52,7 +52,7 @@ pub(crate) fn run(runtime: &Runtime, entries: usize, mebibytes: u64) -> Outcome 
     ended.store(true, Relaxed);
     let (samples, most) = sampler.join().map_err(|_| "the sampler panicked")?;
     // What was stored last is there, about a generation of it at least.
-    let generation = (max_bytes - (128 << 20)) as usize / 2 / (LENGTH + 176);
+    let generation = (max_bytes - (192 << 20)) as usize / 2 / (LENGTH + 272);
     let newest = entries.saturating_sub(generation / 2);
     let there = runtime.block_on(found(&tier, newest..entries))?;
     let there = there.into_iter().filter(|&there| there).count();

@@ -5,7 +5,7 @@ use std::process::Command;
 
 use embedding_cache_disk::DiskTier;
 
-use crate::support::{directory, open, spawn};
+use crate::support::{directory, found, open, spawn, store};
 
 fn builder(directory: &std::path::Path) -> embedding_cache_disk::DiskTierBuilder {
     DiskTier::builder(directory).max_bytes(512 << 20)
@@ -80,6 +80,34 @@ fn a_place_that_is_not_writable_is_named() {
     let output = child.wait_with_output().unwrap();
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stdout));
     assert!(String::from_utf8_lossy(&output.stdout).contains("1 passed"));
+}
+
+/// Not a cut, which is what a crash leaves, but a byte in the middle: an error, or what came after it
+/// is gone. Never a wrong value.
+#[tokio::test]
+async fn a_journal_that_has_changed_is_told_or_ends_there() {
+    let mut told = 0;
+    for part in 1..9 {
+        let directory = tempfile::tempdir().unwrap();
+        let tier = open(directory.path());
+        assert_eq!(store(&tier, 0..640, 100).await, 0);
+        drop(tier);
+        let files = std::fs::read_dir(directory.path().join("store")).unwrap();
+        let mut files = files.map(|entry| entry.unwrap().path());
+        let journal = files.find(|path| path.extension().is_some_and(|end| end == "jnl")).unwrap();
+        let mut bytes = std::fs::read(&journal).unwrap();
+        let end = bytes.iter().rposition(|&byte| byte != 0).unwrap();
+        bytes[end * part / 9] ^= 1;
+        std::fs::write(&journal, bytes).unwrap();
+        match builder(directory.path()).open() {
+            Ok(tier) => assert!(found(&tier, 0..640, 100).await < 640),
+            Err(error) => {
+                assert!(error.is_damaged() && error.to_string().contains("remove it"), "{error}");
+                told += 1;
+            }
+        }
+    }
+    assert!(told > 0);
 }
 
 #[test]

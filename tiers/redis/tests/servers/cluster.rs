@@ -81,6 +81,7 @@ async fn loses_a_primary(engine: Engine, freeze: bool) {
         let written = other.stats().tier.writes as usize;
         let found = found_in(&cache, from..from + 200).await;
         if written == 200 && found == 200 {
+            println!("{engine:?}: hits on all shards after another {:?}", started.elapsed());
             break;
         }
         from += 200;
