@@ -184,9 +184,12 @@ impl HitDensity {
             let worth = if BY_WEIGHT { worth.by(meta.weight()) } else { worth };
             Some(Order::new(worth, meta.rest(now) | (slot.bits() % RUN as u32)))
         };
-        // The newcomer is looked at as well, unless it was used since: in a scan it is the worst.
+        // The newcomer is looked at as well, unless it was used since: in a scan it is the worst. Not
+        // where weight is short: there each newcomer would leave for the next of its weight, and heavier
+        // entries that are worth less would stay until they are drawn.
         let (newest, meta) = self.newest;
-        if metas.get(newest) == meta
+        if !BY_WEIGHT
+            && metas.get(newest) == meta
             && let Some(order) = order_now(newest)
             && self.runners_up.are_behind(order, newest)
         {
