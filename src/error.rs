@@ -75,7 +75,7 @@ pub(crate) enum ErrorKind {
     Recursive,
     #[error("{limit} keys are being loaded already, the most this cache allows at once")]
     Overloaded { limit: usize },
-    #[error("whoever was loading the embedding gave up, {rounds} times over")]
+    #[error("the caller that was loading the embedding gave up, {rounds} times over")]
     Abandoned { rounds: u32 },
     #[error("{what} needs a tokio runtime, and there is none here")]
     NoRuntime { what: &'static str },
@@ -207,7 +207,7 @@ impl CacheError {
         matches!(self.0.kind, ErrorKind::LoadPanicked { .. })
     }
 
-    /// The model answered more or fewer embeddings than it was asked for, so that nobody can say
+    /// The model answered more or fewer embeddings than it was asked for, so that nothing says
     /// which belongs to what.
     #[must_use]
     pub fn is_wrong_count(&self) -> bool {
@@ -236,7 +236,7 @@ impl CacheError {
         matches!(self.0.kind, ErrorKind::Overloaded { .. })
     }
 
-    /// Whoever was to load the embedding gave up: its future was dropped, or its runtime shut down.
+    /// The caller that was to load the embedding gave up: its future was dropped, or its runtime shut down.
     /// Worth another try.
     #[must_use]
     pub fn is_abandoned(&self) -> bool {

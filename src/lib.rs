@@ -8,7 +8,7 @@
 //! # Two caches
 //!
 //! - [`EmbeddingCache`] is the one to use in a server: async, with typed keys and vectors that are
-//!   validated on the way in, loads that happen once whoever asks
+//!   validated on the way in, loads that happen once, however many callers ask
 //!   ([`get_or_embed_many`](EmbeddingCache::get_or_embed_many)), deadlines, and limits in entries and
 //!   bytes.
 //! - [`ShardedCache`] is the core below it: synchronous, for any key and any value that is cheap to

@@ -41,7 +41,7 @@ pub struct CacheStats {
     /// Evictions for the limit on weight (bytes, in an embedding cache).
     pub evicted_by_weight: u64,
     /// Entries that left because their time-to-live had passed or they were idle for too long,
-    /// whoever noticed it.
+    /// whichever operation noticed it.
     pub expired_entries: u64,
     /// Entries that left because the caller asked: `remove`, `retain`, `clear`, invalidations.
     pub removals: u64,
@@ -119,7 +119,7 @@ impl std::ops::AddAssign for CacheStats {
 #[cfg_attr(feature = "serde", derive(serde::Serialize, serde::Deserialize))]
 #[non_exhaustive]
 pub struct CacheInfo {
-    /// Entries held, expired ones that nobody has noticed yet included.
+    /// Entries held, those included that have expired but were not removed yet.
     pub size: usize,
     /// The most entries it may hold.
     pub max_size: usize,

@@ -3,7 +3,7 @@
 //!
 //! The timers of the current tokio runtime are used where it has any, so that they are driven with
 //! its other timers, and stand still where its clock is paused. Elsewhere those of `futures-timer`
-//! are, which one thread of the process drives; and beside tokio's, where it may be that nobody
+//! are, which one thread of the process drives; and beside tokio's, where it may be that no thread
 //! drives those.
 //!
 //! Tokio has no way to ask whether a runtime has timers: to make one panics where there are none.
@@ -128,7 +128,7 @@ mod imp {
         .await
     }
 
-    /// Whether nobody may drive the timers of the current runtime: it has one thread, and this is no
+    /// Whether no thread may drive the timers of the current runtime: it has one thread, and this is no
     /// task of it. It may be its `block_on`, which drives them, or a future that is polled elsewhere
     /// after `enter`.
     fn may_be_idle() -> bool {
@@ -188,7 +188,7 @@ mod imp {
 
     /// Some runtimes, the last that were met.
     struct Runtimes {
-        /// Whether there are any. Relaxed: who misses the first one panics once more, caught.
+        /// Whether there are any. Relaxed: a thread that misses the first one panics once more, caught.
         any: AtomicBool,
         last: Mutex<Vec<Id>>,
     }

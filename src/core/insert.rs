@@ -310,7 +310,7 @@ where
     }
 
     #[inline]
-    pub(super) fn insert_counted<P: Wait>(
+    fn insert_counted<P: Wait>(
         &self,
         entry: &mut Option<(K, V)>,
         options: InsertOptions<'_>,

@@ -8,7 +8,7 @@ use crate::vector::EmbeddingVector;
 use super::{EmbeddingCache, EmbeddingKey, Inner};
 
 impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
-    /// Entries held, expired ones that nobody has noticed yet included. `O(1)`, no lock.
+    /// Entries held, those included that have expired but were not removed yet. `O(1)`, no lock.
     ///
     /// ```
     /// # use embedding_cache::{CacheKey, EmbeddingCache};

@@ -69,8 +69,8 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
 
     /// Removes everything and returns how many entries that were.
     ///
-    /// It takes effect at one instant, whatever the cache holds: from then on nobody is served what
-    /// was stored before, and what is being loaded is delivered to who waits for it but not stored.
+    /// It takes effect at one instant, whatever the cache holds: from then on no caller is served what
+    /// was stored before, and what is being loaded is delivered to its callers but not stored.
     /// Readers pay one comparison for this. Then memory is given back: each shard hands over what it
     /// held, in constant time under its lock, and the entries are dropped 64 at a time; yields to
     /// other tasks every few hundred microseconds.
@@ -314,7 +314,7 @@ impl<K: EmbeddingKey, S> Inner<K, S> {
         self.eras.end();
         let mut invalidation = self.core.start_invalidation();
         // What is being loaded is not stored from this instant on; now its calls are told, so that
-        // those end for which nobody waits.
+        // those end for which no caller waits.
         self.inflight.supersede_if(|_| true);
         let removed = self.sweep(|slice| invalidation.step_slice(slice)).await;
         invalidation.end();

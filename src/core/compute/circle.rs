@@ -38,8 +38,8 @@ thread_local! {
     static THIS: Arc<Worker> = Arc::default();
 }
 
-/// The thread this is called on. While a thread tears down it is somebody new each time, so that its
-/// circles are not found; a destructor that computes is rare enough.
+/// The thread this is called on. While a thread tears down it is another one each time, so that a
+/// circle is not found that begins in a destructor of a thread-local.
 fn this() -> Arc<Worker> {
     THIS.try_with(Arc::clone).unwrap_or_default()
 }

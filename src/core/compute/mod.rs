@@ -15,9 +15,8 @@ use equivalent::Equivalent;
 
 use crate::error::{CacheError, ErrorKind};
 
-use super::ShardedCache;
-use super::insert::{Condition, InsertOptions};
 use super::shard::Forever;
+use super::{Condition, InsertOptions, ShardedCache};
 
 pub(super) use inflight::Inflight;
 use inflight::Role;
@@ -48,8 +47,9 @@ where
     /// owned key is made only to compute. A miss counts as one miss, whoever computes. The value is
     /// handed out but not stored if the cache refuses it (too large, or no room in a bounded number
     /// of tries: counted in [`rejected`](crate::CacheStats::rejected)), or if something newer came
-    /// while it was computed: an insert of the key, a removal, an invalidation. Who asks after a
-    /// [`remove`](Self::remove) or an invalidation gets no value whose computation began before it.
+    /// while it was computed: an insert of the key, a removal, an invalidation. A call that
+    /// begins after a [`remove`](Self::remove) or an invalidation gets no value whose computation began
+    /// before it.
     ///
     /// The thread is blocked while it waits. In async code use
     /// [`EmbeddingCache::get_or_embed`](crate::EmbeddingCache::get_or_embed).
@@ -164,13 +164,12 @@ where
             let value = compute().map_err(Failure::Compute)?;
             let superseded = Some(leader.superseded());
             let condition = Some(Condition { epoch, superseded });
+            let options = InsertOptions { condition, ..InsertOptions::default() };
             let mut entry = Some((key.to_owned(), value.clone()));
-            // A refusal is counted; who asked for the value has it all the same.
-            let _ = self.insert_counted(
-                &mut entry,
-                InsertOptions { time_to_live: None, condition },
-                Forever,
-            );
+            // A refusal is counted; those that asked for the value have it all the same.
+            if let Err(error) = self.insert_uncounted(&mut entry, options, Forever) {
+                self.count_refusal(key, &error);
+            }
             drop(entry);
             leader.finish(value.clone());
             return Ok(value);

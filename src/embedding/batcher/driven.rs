@@ -1,5 +1,5 @@
 //! Futures that outlive the runtime they began in: where their task is not polled any more, those
-//! who wait for them drive them.
+//! that wait for them drive them.
 //!
 //! The gathering and each call of a [`Batcher`](super::Batcher) are [`Driven`] futures, each with
 //! one driver: a task of the runtime in which it began. A runtime may stay alive without being
@@ -31,7 +31,7 @@ const ROUND: Duration = Duration::from_secs(1);
 
 type Work = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// A future that is polled by its driver, whoever that is at the time.
+/// A future that is polled by its driver, whichever that is at the time.
 struct Driven {
     /// Nothing once it is done or abandoned. Locked while it is polled.
     work: Mutex<Option<Work>>,
@@ -66,7 +66,7 @@ impl Driven {
     /// Polls the work, unless another driver is polling it: that one then wakes this one.
     fn poll(&self, cx: &Context<'_>) -> Poll<()> {
         self.pinged.store(false, Relaxed);
-        // Before the lock is tried: whoever has it finds this waker afterwards.
+        // Before the lock is tried: the thread that has it finds this waker afterwards.
         let known = self.waker.lock().as_ref().is_some_and(|known| known.will_wake(cx.waker()));
         if !known {
             // To clone or drop a waker is the executor's code: not under the mutex.
@@ -179,7 +179,7 @@ pub(super) struct Crew {
 impl Crew {
     /// Begins `work`, in a task of the current runtime if there is one; the first is the gathering,
     /// which begins the others. What an orphan begins is one: its runtime, if this is one, may be the
-    /// one that nobody drives.
+    /// one that is not driven.
     pub(super) fn start(&self, work: impl Future<Output = ()> + Send + 'static) {
         let driven = Arc::new(Driven::new(Box::pin(work)));
         let first = {
@@ -262,7 +262,7 @@ impl Crew {
     }
 
     /// Polls the orphans. Again at each poll of a caller and at each round: where one that polled
-    /// them has left, what they wait for wakes nobody.
+    /// them has left, what they wait for wakes no task.
     fn poll_orphans(&self, cx: &Context<'_>) {
         if self.orphans.load(Relaxed) {
             for driven in self.orphans() {

@@ -35,11 +35,11 @@ use worker::{Waiting, Worker};
 /// requests. A clone is another handle; the last one dropped ends it, after what waits is done.
 ///
 /// It gathers, and makes its calls, in tasks of the runtime it was built in. If that is alive but not
-/// driven any more (its one thread has left `block_on`), those who wait notice within some seconds,
+/// driven any more (its one thread has left `block_on`), those that wait notice within some seconds,
 /// and their runtime, or their own futures outside one, drive it from then on; what a call itself
-/// waits for in the old runtime may still never come. So set a deadline: a call for which nobody
+/// waits for in the old runtime may still never come. So set a deadline: a call for which no caller
 /// waits any more is dropped, and the next begins. When the runtime that drives it shuts down, all
-/// who wait, and all who come later, have [`CacheError::is_abandoned`].
+/// that wait, and all that come later, have [`CacheError::is_abandoned`].
 ///
 /// # Examples
 ///
@@ -277,7 +277,7 @@ impl BatcherBuilder {
         Self { max_delay: delay, ..self }
     }
 
-    /// The most inputs that wait; who comes then waits for room. The default is 4,096.
+    /// The most inputs that wait; a caller that comes then waits for room. The default is 4,096.
     ///
     /// ```
     /// # use std::time::Duration;

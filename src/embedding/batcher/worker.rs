@@ -51,7 +51,7 @@ where
             if batch.is_empty() {
                 continue;
             }
-            // Without a handle nobody waits for an answer.
+            // Without a handle no caller waits for an answer.
             let Some(crew) = self.crew.upgrade() else { break };
             let mut inputs = Vec::with_capacity(batch.len());
             let mut answers = Vec::with_capacity(batch.len());
@@ -98,7 +98,7 @@ where
     }
 
     /// Waits until a call may begin, while the batch goes on to fill. Leaves out inputs for which
-    /// nobody waits any more.
+    /// no caller waits any more.
     async fn wait_for_turn(
         &mut self,
         mut batch: Vec<Waiting<T>>,
@@ -136,7 +136,7 @@ fn leave_out_unwanted<T>(batch: &mut Vec<Waiting<T>>) {
     }
 }
 
-/// Makes one call, unless all who wait for it leave before it is done.
+/// Makes one call, unless all that wait for it leave before it is done.
 async fn call<Fut>(
     ancestry: Ancestry,
     future: Fut,
@@ -159,7 +159,7 @@ async fn call<Fut>(
     turn.give_back();
 }
 
-/// Waits until nobody waits for any of the answers.
+/// Waits until no caller waits for any of the answers.
 async fn all_have_left(answers: &mut [oneshot::Sender<Answer>]) {
     let mut waiting = answers.iter_mut();
     let mut next = waiting.next();
@@ -173,7 +173,7 @@ async fn all_have_left(answers: &mut [oneshot::Sender<Answer>]) {
     .await;
 }
 
-/// Hands out what a call came to. Those who no longer wait have dropped the receiver.
+/// Hands out what a call came to. Those that no longer wait have dropped the receiver.
 fn deliver(outcome: Result<Vec<Answer>, Arc<str>>, answers: Vec<oneshot::Sender<Answer>>) {
     let asked = answers.len();
     let embeddings = outcome.unwrap_or_else(|message| {

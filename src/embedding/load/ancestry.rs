@@ -1,7 +1,7 @@
 //! Which loads the code that runs here is a part of: a load asked for from inside another must not
 //! wait for what its own ancestors hold.
 //!
-//! The ancestry travels with the future of a call: whoever polls it has it in a thread-local for the
+//! The ancestry travels with the future of a call: the thread that polls it has it in a thread-local for the
 //! length of the poll. So it is known in whatever the future awaits, and in no task that the future
 //! spawns.
 

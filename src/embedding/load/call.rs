@@ -57,7 +57,7 @@ struct Limit {
     end: Option<Instant>,
 }
 
-/// A call under way, shared by whoever makes it and all who wait for it.
+/// A call under way, shared by the caller that makes it and all that wait for it.
 #[derive(Debug)]
 pub(super) struct Call {
     id: CallId,
@@ -66,7 +66,7 @@ pub(super) struct Call {
     /// Of the future that the call runs in.
     heartbeat: Arc<Heartbeat>,
     limit: Option<Limit>,
-    /// Its permission to be under way, where it needs one. Here, so that whoever ends the call gives
+    /// Its permission to be under way, where it needs one. Here, so that whatever ends the call gives
     /// it back.
     permit: Mutex<Option<Permit>>,
     /// A load inside another waits for it: it must not wait for a permit, which that other may hold.
@@ -174,12 +174,12 @@ impl Call {
         }
     }
 
-    /// Whether nobody waits for it, nobody will, and nothing of it may be stored.
+    /// Whether no caller waits for it or will wait, and nothing of it may be stored.
     fn is_unwanted(&self) -> bool {
         self.wanted.load(SeqCst) == 0 && self.waiting.load(SeqCst) == 0
     }
 
-    /// Runs `future` until the call has been ended by others, its time is over or nobody wants it any
+    /// Runs `future` until the call has been ended by others, its time is over or no caller wants it any
     /// more; then it is dropped.
     pub(super) async fn run<F: Future>(&self, future: F) -> Option<F::Output> {
         let left = match self.limit.and_then(|limit| limit.end) {
@@ -221,7 +221,7 @@ impl Call {
             }
             let quiet = match self.limit.and_then(|limit| limit.end) {
                 Some(end) => match end.saturating_duration_since(Instant::now()) {
-                    // The call's own timer has not ended it: nobody polls it, or its poll blocks.
+                    // The call's own timer has not ended it: it is not polled, or its poll blocks.
                     Duration::ZERO => {
                         self.end(CallResult::TimedOut);
                         return true;

@@ -1,7 +1,7 @@
-//! Tells a future that is waiting from one that nobody polls any more.
+//! Tells a future that is waiting from one that is not polled any more.
 //!
 //! A call runs in a future that its owner may keep without ever polling it again: a borrowed one
-//! behind a finished `select!`, an owned one in a runtime that nobody drives. Those who wait for it
+//! behind a finished `select!`, an owned one in a runtime that is not driven. Those that wait for it
 //! would wait for ever. So they *ping* it: they wake its task, and if that does not poll it within
 //! [`ANSWER`], twice, the call is taken over. A call taken over by mistake costs work that is done
 //! twice, and never a wrong vector: see [`inflight`](super::inflight).

@@ -10,16 +10,16 @@
 //! 2. or after: then the vector had been stored before, and is found, unless it was evicted,
 //!    expired or invalidated since, or refused by the cache.
 //!
-//! A call that has ended is joined by nobody any more, though its keys may still be here: a caller
+//! A call that has ended is joined no more, though its keys may still be here: a caller
 //! that was told that it failed, and asks again, has a call of its own.
 //!
-//! Lock order: this, then shard, and the shard's is only tried; nobody takes a lock of this while
+//! Lock order: this, then shard, and the shard's is only tried; no thread takes a lock of this while
 //! holding that of a shard. So there is no circle to deadlock in.
 //!
 //! # What is newer than a load
 //!
 //! A put, a removal or an invalidation of a key *supersedes* the load of it that is under way: what
-//! that answers is delivered to those who wait for it, but not stored, and a claim that comes after
+//! that answers is delivered to those that wait for it, but not stored, and a claim that comes after
 //! leads a call anew instead of joining. Each key in flight has a flag for this. The writer sets it
 //! **before** it writes to the shard, and the insert of a loaded vector reads it under the write lock of
 //! the shard, where it also gives way to a fresh entry. By cases, for a load that was claimed before
@@ -155,7 +155,7 @@ impl<T: Hash + Eq> Inflight<T> {
         self.limit
     }
 
-    /// Claims the key of `probe` for `slot`, or joins whoever has it.
+    /// Claims the key of `probe` for `slot`, or joins the call that has it.
     ///
     /// `epoch` was read before this call. `look` looks into the cache, under the lock of the part,
     /// without waiting; `None` is an unlucky try, and then this is one too. `stored` makes the key to

@@ -1,9 +1,9 @@
-//! Loads: what is missing is embedded by the caller's closure, once, whoever asks for it.
+//! Loads: what is missing is embedded by the caller's closure, once, however many callers ask for it.
 //!
 //! A [`request`] looks its keys up, claims the missing ones among those [`inflight`] or joins the calls
 //! that have them, and waits. Each [`call`] has a [`leader`], which is asked for [`Missing`] keys and
 //! may answer in any of the forms of [`output`]; [`permits`] bound how many are under way. A
-//! [`heartbeat`] tells a call that is slow from one that nobody polls, an [`ancestry`] a load inside
+//! [`heartbeat`] tells a call that is slow from one that is not polled, an [`ancestry`] a load inside
 //! another load from one by itself.
 
 pub(super) mod ancestry;
@@ -69,7 +69,7 @@ where
     ///
     /// # Errors
     ///
-    /// A failure reaches everyone who waits for the key, is not cached, and the next call tries
+    /// A failure reaches every caller that waits for the key, is not cached, and the next call tries
     /// again:
     /// - [`CacheError::is_load_failed`]: `embed` answered an error;
     /// - [`CacheError::is_load_panicked`]: it panicked;
@@ -87,7 +87,7 @@ where
     ///
     /// # Cancel safety
     ///
-    /// Dropped at an `.await`, it cancels nobody: a load that has begun goes on.
+    /// Dropped at an `.await`, it cancels no other caller: a load that has begun goes on.
     ///
     /// # Examples
     ///
@@ -136,12 +136,12 @@ where
     ///
     /// One for each key that failed, as by [`get_or_embed`](Self::get_or_embed); the others of the
     /// batch are not touched by it. Where `embed` answers more or fewer vectors than it was asked
-    /// for, that call's keys fail ([`CacheError::is_wrong_count`]): nobody can say which vector
+    /// for, that call's keys fail ([`CacheError::is_wrong_count`]): nothing says which vector
     /// belongs to which.
     ///
     /// # Cancel safety
     ///
-    /// Dropped at an `.await`, it cancels nobody: calls that have begun go on.
+    /// Dropped at an `.await`, it cancels no other caller: calls that have begun go on.
     ///
     /// # Examples
     ///
@@ -286,7 +286,7 @@ where
     ///
     /// # Cancel safety
     ///
-    /// Dropped at an `.await`, it cancels nobody: a load that has begun goes on.
+    /// Dropped at an `.await`, it cancels no other caller: a load that has begun goes on.
     pub async fn get_or_embed<F, Fut>(
         self,
         key: impl Borrow<K>,
@@ -313,7 +313,7 @@ where
     ///
     /// # Cancel safety
     ///
-    /// Dropped at an `.await`, it cancels nobody: calls that have begun go on.
+    /// Dropped at an `.await`, it cancels no other caller: calls that have begun go on.
     pub async fn get_or_embed_many<F, Fut>(
         self,
         keys: impl AsRef<[K]>,
@@ -335,7 +335,7 @@ where
     /// their own; when it is kept but never polled again, they notice within some seconds and do
     /// the same. It is not counted among the
     /// [calls under way](super::EmbeddingCacheBuilder::max_concurrent_loads); a vector past its
-    /// time-to-live is never served by it while another is loaded, as nobody would load it.
+    /// time-to-live is never served by it while another is loaded, as no call would load it.
     ///
     /// # Errors
     ///
@@ -343,7 +343,7 @@ where
     ///
     /// # Cancel safety
     ///
-    /// Dropped at an `.await`, it drops its model call; whoever else waits for the key goes on.
+    /// Dropped at an `.await`, it drops its model call; other callers that wait for the key go on.
     ///
     /// # Examples
     ///
@@ -388,7 +388,7 @@ where
     /// # Cancel safety
     ///
     /// Dropped at an `.await`, it drops the calls that have not landed; what has landed is stored,
-    /// and whoever else waits for the rest goes on.
+    /// and other callers that wait for the rest go on.
     pub async fn get_or_embed_many_borrowed<F, Fut>(
         self,
         keys: impl AsRef<[K]>,

@@ -163,7 +163,7 @@ where
 ///
 /// Sealed.
 pub trait IntoEmbeddings: BatchSealed {
-    /// `asked` answers exactly: fewer or more fail them all, as nobody can say which is whose.
+    /// `asked` answers exactly: fewer or more fail them all, as nothing says which belongs to which input.
     #[doc(hidden)]
     fn into_embeddings(self, asked: usize) -> Vec<Result<EmbeddingVector, CacheError>>;
 }

@@ -1,8 +1,8 @@
 //! How many calls of a model may be under way at once.
 //!
-//! A semaphore that hands its permits to tasks would hand them to tasks that nobody polls any more:
+//! A semaphore that hands its permits to tasks would hand them to tasks that are not polled any more:
 //! in a runtime that is not driven, behind a finished `select!`. So this one knows the calls that hold
-//! its permits, and whoever has waited for one for a while asks whether they live
+//! its permits, and a task that has waited for one for a while asks whether they live
 //! ([`heartbeat`](super::heartbeat)); a call that does not answer loses its permit. If it is polled
 //! again after all, it goes on without one.
 //!
@@ -30,13 +30,13 @@ pub(crate) struct Permits {
 #[derive(Debug)]
 struct State {
     free: usize,
-    /// Of whoever asks next. Tickets are never used twice.
+    /// Of the task that asks next. Tickets are never used twice.
     next: u64,
     /// Those that wait, by their tickets.
     queue: BTreeMap<u64, Waiting>,
     /// Those that have a permit, by their tickets.
     holders: HashMap<u64, Arc<Call>>,
-    /// When somebody last asked whether the holders live.
+    /// When it was last asked whether the holders live.
     asked: Option<Instant>,
 }
 
@@ -52,7 +52,7 @@ impl Permits {
         Self { state: Mutex::new(State { free: permits, next: 0, queue, holders, asked: None }) }
     }
 
-    /// A permit if one is free and nobody waits for it.
+    /// A permit if one is free and no task waits for it.
     pub(super) fn try_acquire(self: &Arc<Self>, call: &Arc<Call>) -> Option<Permit> {
         let mut state = self.state.lock();
         if state.free == 0 {
@@ -118,7 +118,7 @@ impl Permits {
         Poll::Pending
     }
 
-    /// Takes the permits of calls that nobody polls. One of those that wait does so at a time.
+    /// Takes the permits of calls that are not polled. One of those that wait does so at a time.
     async fn revoke_from_silent(&self) {
         let holders: Vec<(u64, Arc<Call>)> = {
             let mut state = self.state.lock();
@@ -153,7 +153,7 @@ impl State {
         self.next
     }
 
-    /// Gives free permits to those that wait, and returns whom to wake.
+    /// Gives free permits to those that wait, and returns which to wake.
     fn grant(&mut self) -> Vec<Waker> {
         let mut woken = Vec::new();
         while self.free > 0

@@ -22,7 +22,7 @@ use super::leader::Leader;
 use super::output::{Answer, Missing};
 
 /// How often a key whose call was abandoned by its caller is claimed anew. Each time another caller
-/// has given up, so this is reached only where callers give up in droves.
+/// has given up, so this is reached only where very many callers give up.
 const ROUNDS: u32 = 64;
 
 /// A call of so many keys may be made smaller than it could be, so that other tasks have a turn.
@@ -168,7 +168,7 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
         self.items.iter().any(|item| item.answer.is_none())
     }
 
-    /// Asks the second tier, if there is one, for keys without an answer that nobody is loading. Before
+    /// Asks the second tier, if there is one, for keys without an answer that no call is loading. Before
     /// anything is claimed: a claim must not be held by a future that may never be polled again.
     #[cfg(feature = "tier")]
     pub(super) async fn ask_tier(&mut self)
@@ -422,7 +422,7 @@ impl Item {
                 Claimed::Otherwise
             }
             Claim::Led(hash) => {
-                // Nobody waits for what nobody waits for yet, so this closes no circle.
+                // No call waits inside for what was not waited for yet, so this closes no circle.
                 let noted = ancestry.wait_for(slot.call.id()).unwrap_or_default();
                 self.wait = Some(Wait::new(slot.clone(), noted));
                 leader.take(stored, hash, slot);
@@ -430,7 +430,7 @@ impl Item {
                 Claimed::Led
             }
         };
-        // Stale while revalidate: whoever loads it now, this caller does not wait for it.
+        // Stale while revalidate: whichever call loads it now, this caller does not wait for it.
         if let Some((vector, past)) = &stale
             && may_refresh
             && claimed != Claimed::Full
