@@ -14,7 +14,7 @@ pub(super) const LINE: u32 = 16;
 /// What is known of an entry: from the top the tick of its last use, whether its key is in the
 /// sample, its class, and its weight. The class stands where its bits are the offset of its row of
 /// worths.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy)]
 pub(super) struct EntryMeta(u32);
 
 impl EntryMeta {

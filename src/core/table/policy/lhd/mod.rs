@@ -10,10 +10,10 @@
 //! index of optimal stopping (`learner.rs`). So no rule says whether recency, frequency or
 //! neither counts: in a loop, for example, the old are worth more than the young, and stay.
 //!
-//! The victim is the worst of [`LINE`] neighbours at a place drawn at random, of the last newcomer if it
-//! was not used since, and of the [`RunnersUp`] that came out worst before without leaving, as in
-//! Redis's sampled eviction. Hence no list is kept, and a hit stores one word, and that only if the
-//! clock has moved on since the entry's last use.
+//! The victim is the worst of [`LINE`] neighbours at a place drawn at random and of the [`RunnersUp`]
+//! that came out worst before without leaving, as in Redis's sampled eviction. Hence
+//! no list is kept, and a hit stores one word, and that only if the clock has moved on since the
+//! entry's last use.
 //!
 //! # The clock
 //!
@@ -59,8 +59,6 @@ pub(in super::super) struct HitDensity {
     sample: Sample,
     learner: Arc<Learner>,
     clock: Clock,
-    /// The slot of the entry that came last, and what was known of it then.
-    newest: (SlotId, EntryMeta),
     /// The tick of the next step in learning.
     next_step: u32,
     /// Of the generator that draws slots.
@@ -114,7 +112,6 @@ impl HitDensity {
             sample: Sample::default(),
             learner,
             clock: Clock::default(),
-            newest: (SlotId::NONE, EntryMeta::VACANT),
             next_step: 0,
             random: 0x9E37_79B9,
         }
@@ -184,17 +181,6 @@ impl HitDensity {
             let worth = if BY_WEIGHT { worth.by(meta.weight()) } else { worth };
             Some(Order::new(worth, meta.rest(now) | (slot.bits() % RUN as u32)))
         };
-        // The newcomer is looked at as well, unless it was used since: in a scan it is the worst. Not
-        // where weight is short: there each newcomer would leave for the next of its weight, and heavier
-        // entries that are worth less would stay until they are drawn.
-        let (newest, meta) = self.newest;
-        if !BY_WEIGHT
-            && metas.get(newest) == meta
-            && let Some(order) = order_now(newest)
-            && self.runners_up.are_behind(order, newest)
-        {
-            return Some(newest);
-        }
         if let Some(slot) = self.runners_up.pop(order_now) {
             return Some(slot);
         }
@@ -231,9 +217,7 @@ impl Policy for HitDensity {
             self.sample.back(hash, &self.learner, now);
         }
         let class = self.ghosts.take(hash, now).unwrap_or(Class::NEW);
-        let meta = EntryMeta::new(now, sampled, class, Weight::of(weight));
-        self.metas.insert(slot, meta);
-        self.newest = (slot, meta);
+        self.metas.insert(slot, EntryMeta::new(now, sampled, class, Weight::of(weight)));
     }
 
     /// The tick: within one, the first hit says all.
@@ -330,31 +314,5 @@ mod tests {
                 100 * u64::from(clock.pace)
             );
         }
-    }
-
-    #[test]
-    fn the_newcomer_is_looked_at_until_it_is_used() {
-        let (mut policy, slot) = (HitDensity::new(Arc::new(Learner::new(1))), SlotId::from_bits);
-        let hash = |i: u32| SlotHash(i.wrapping_mul(0x9E37_79B9));
-        let length = if cfg!(miri) { 200 } else { 1000 };
-        (0..length).for_each(|i| policy.insert(slot(i), hash(i), 1));
-        // All others have been used, and nothing was learned from that: a newcomer is worth less.
-        policy.clock.tick += 10;
-        for i in 0..length {
-            if policy.metas.get(slot(i)).is_sampled() {
-                policy.remove(slot(i));
-            } else {
-                policy.hit(slot(i));
-            }
-        }
-        for i in length..length + 20 {
-            policy.insert(slot(length), hash(i), 1);
-            assert_eq!(policy.victim(None), Some(slot(length)));
-            policy.evict(slot(length), hash(i));
-        }
-        policy.insert(slot(length), hash(length), 1);
-        policy.clock.tick += 1;
-        policy.hit(slot(length));
-        assert_ne!(policy.victim(None), Some(slot(length)));
     }
 }

@@ -52,12 +52,6 @@ impl RunnersUp {
         }
     }
 
-    /// Whether an entry with this order leaves before all that are kept, or is the first of them.
-    #[inline]
-    pub(super) fn are_behind(&self, order: Order, slot: SlotId) -> bool {
-        Rank::new(order, slot) <= self.0[0]
-    }
-
     #[cold]
     #[inline(never)]
     fn forget(&mut self, slot: SlotId) {
