@@ -27,6 +27,7 @@ use equivalent::Equivalent;
 
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
+use idle::Idle;
 use index::{Index, SlotHash};
 use orders::Orders;
 use policy::{AnyPolicy, HitNote, NO_EPOCH, Policy};
@@ -205,7 +206,13 @@ impl<K, V> Table<K, V> {
 
     #[inline]
     fn is_idle(&self, id: SlotId, now: Stamp) -> bool {
-        self.orders.as_ref().is_some_and(|orders| orders.is_idle(id, now))
+        self.idle().is_some_and(|idle| idle.is_idle(id, now))
+    }
+
+    /// The order by last use, where entries may be idle for too long.
+    #[inline]
+    fn idle(&self) -> Option<&Idle> {
+        self.orders.as_ref()?.idle.as_ref()
     }
 
     /// How long an entry will be served, if it is not used; `None` if for ever.
@@ -215,7 +222,7 @@ impl<K, V> Table<K, V> {
         entry: &Entry<K, V>,
         now: Stamp,
     ) -> Option<Duration> {
-        let idle = self.orders.as_ref().and_then(|orders| orders.idle_left(id, now));
+        let idle = self.idle().and_then(|idle| idle.left(id, now));
         self.time_to_live_left(entry, now).into_iter().chain(idle).min()
     }
 
@@ -233,9 +240,9 @@ impl<K, V> Table<K, V> {
     #[inline]
     pub(super) fn note_use(&self, id: SlotId, now: Stamp) {
         if now != Stamp::ZERO
-            && let Some(orders) = &self.orders
+            && let Some(idle) = self.idle()
         {
-            orders.note_use(id, now);
+            idle.note(id, now);
         }
     }
 
@@ -343,13 +350,6 @@ impl<K, V> Table<K, V> {
         Some(entry)
     }
 
-    /// Takes an entry out that the policy chose, so that the policy may remember it.
-    fn evict(&mut self, id: SlotId) -> Option<Entry<K, V>> {
-        let entry = self.take_from_all_but_policy(id)?;
-        self.policy.evict(id, entry.hash);
-        Some(entry)
-    }
-
     #[inline]
     fn take_from_all_but_policy(&mut self, id: SlotId) -> Option<Entry<K, V>> {
         let entry = self.store.take(id)?;
@@ -405,12 +405,12 @@ impl<K, V> Table<K, V> {
     /// Whether [`expired`](Self::expired) finds nothing more only because it has looked enough under
     /// one lock hold.
     pub(super) fn may_have_more(&self) -> bool {
-        self.orders.as_ref().is_some_and(|orders| orders.is_tired())
+        self.idle().is_some_and(Idle::is_tired)
     }
 
     /// The live entry to give up next for `limit`, never `keep`.
     fn victim(&mut self, limit: Limit, keep: Option<SlotId>) -> Option<SlotId> {
-        let sizes = self.orders.as_ref().and_then(|orders| orders.sizes());
+        let sizes = self.orders.as_ref().and_then(|orders| orders.sizes.as_ref());
         let victim = match (limit, sizes) {
             (Limit::Entries, _) => self.policy.victim(keep),
             (Limit::Weight, None) => self.policy.victim_for_weight(keep),
@@ -429,18 +429,32 @@ impl<K, V> Table<K, V> {
         keep: Option<SlotId>,
         may_evict: bool,
     ) -> Option<(Entry<K, V>, EvictReason)> {
+        let (id, reason) = self.next_to_leave(limit, now, keep, may_evict)?;
+        let entry = self.take_from_all_but_policy(id)?;
+        match reason {
+            EvictReason::Evicted => self.policy.evict(id, entry.hash),
+            EvictReason::Expired => self.policy.remove(id),
+        }
+        Some((entry, reason))
+    }
+
+    fn next_to_leave(
+        &mut self,
+        limit: Limit,
+        now: Stamp,
+        keep: Option<SlotId>,
+        may_evict: bool,
+    ) -> Option<(SlotId, EvictReason)> {
         if let Some(id) = self.expired(now).filter(|&id| Some(id) != keep) {
-            return Some((self.take(id)?, EvictReason::Expired));
+            return Some((id, EvictReason::Expired));
         }
         if !may_evict {
             return None;
         }
         let id = self.victim(limit, keep)?;
         // An idle entry is not always found before its turn comes.
-        if self.is_idle(id, now) {
-            return Some((self.take(id)?, EvictReason::Expired));
-        }
-        Some((self.evict(id)?, EvictReason::Evicted))
+        let is_idle = self.is_idle(id, now);
+        Some((id, if is_idle { EvictReason::Expired } else { EvictReason::Evicted }))
     }
 
     /// Puts an empty table of `generation` in the place of this one, in constant time, and returns

@@ -3,8 +3,6 @@
 //! A cache may need each of them or none. The table tells all of them of an event in one call. It has
 //! them from the beginning where every entry needs one, else from the first entry that expires.
 
-use std::time::Duration;
-
 use super::config::TableConfig;
 use super::entry::Ticket;
 use super::expiry::{Expiry, Life};
@@ -18,9 +16,9 @@ use super::stamp::Stamp;
 pub(super) struct Orders {
     expiry: Expiry,
     /// Only where entries may be idle for too long.
-    idle: Option<Idle>,
+    pub(super) idle: Option<Idle>,
     /// Only where the largest is evicted first.
-    sizes: Option<Sizes>,
+    pub(super) sizes: Option<Sizes>,
 }
 
 impl Orders {
@@ -77,8 +75,8 @@ impl Orders {
         self.expiry.schedule(id, expiry, Life::Own, hash);
     }
 
-    /// The entry in `id` was used. Under the write lock; when that was is [noted](Self::note_use)
-    /// under either.
+    /// The entry in `id` was used. Under the write lock; when that was is [noted](Idle::note) under
+    /// either.
     pub(super) fn touched(&mut self, id: SlotId) {
         if let Some(sizes) = &mut self.sizes {
             sizes.touch(id);
@@ -96,25 +94,7 @@ impl Orders {
         }
     }
 
-    /// Notes when an entry was used, under either lock.
-    #[inline]
-    pub(super) fn note_use(&self, id: SlotId, now: Stamp) {
-        if let Some(idle) = &self.idle {
-            idle.note(id, now);
-        }
-    }
-
-    #[inline]
-    pub(super) fn is_idle(&self, id: SlotId, now: Stamp) -> bool {
-        self.idle.as_ref().is_some_and(|idle| idle.is_idle(id, now))
-    }
-
-    /// How long an entry will be served if it is not used; `None` if for ever.
-    pub(super) fn idle_left(&self, id: SlotId, now: Stamp) -> Option<Duration> {
-        self.idle.as_ref()?.left(id, now)
-    }
-
-    /// An entry that is expired or idle at `now`, if one is found; see [`is_tired`](Self::is_tired).
+    /// An entry that is expired or idle at `now`, if one is found; see [`Idle::is_tired`].
     pub(super) fn expired(
         &mut self,
         now: Stamp,
@@ -122,17 +102,6 @@ impl Orders {
     ) -> Option<SlotId> {
         let expired = self.expiry.expired(now, expiry_of);
         expired.or_else(|| self.idle.as_mut()?.expired(now))
-    }
-
-    /// Whether [`expired`](Self::expired) finds nothing more only because it has looked enough under
-    /// one lock hold.
-    pub(super) fn is_tired(&self) -> bool {
-        self.idle.as_ref().is_some_and(Idle::is_tired)
-    }
-
-    /// The order by size, if it is needed.
-    pub(super) fn sizes(&self) -> Option<&Sizes> {
-        self.sizes.as_ref()
     }
 
     /// Panics unless each order holds exactly what it should of `occupied`.

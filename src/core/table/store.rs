@@ -59,16 +59,14 @@ impl<K, V> Store<K, V> {
     /// [`is_full`](Self::is_full).
     #[inline]
     pub(super) fn insert(&mut self, entry: Entry<K, V>) -> SlotId {
-        let slot = Slot::Occupied(entry);
-        match self.vacant {
-            SlotId::NONE => self.slots.push(slot),
-            id => {
-                if let Slot::Vacant(next) = std::mem::replace(&mut self.slots[id], slot) {
-                    self.vacant = next;
-                }
-                id
-            }
-        }
+        let Some(id) = self.vacant.some() else {
+            return self.slots.push(Slot::Occupied(entry));
+        };
+        let slot = &mut self.slots[id];
+        let Slot::Vacant(next) = slot else { unreachable!("{id:?} is listed as vacant") };
+        self.vacant = *next;
+        *slot = Slot::Occupied(entry);
+        id
     }
 
     /// Takes an entry out of its slot.

@@ -333,39 +333,43 @@ impl Buckets {
 }
 
 #[cfg(test)]
-impl Buckets {
-    /// The slots that stand here. Panics unless every bucket is what is said of it, and every slot on
-    /// its way.
-    pub(super) fn validate(&self) -> Vec<u32> {
-        let count = self.buckets.len();
-        let mut known = Vec::new();
-        for (at, bucket) in self.buckets.iter().enumerate() {
-            assert_eq!(std::ptr::from_ref(bucket).addr() % 64, 0, "it lies on two lines");
-            let is_empty = |lane| bucket.slot(lane) == EMPTY;
-            assert!(is_empty(LAST) || !(0..LANES).any(is_empty), "{at}: {bucket:?}");
-            for (spread, slot) in (0..LANES).map(|lane| bucket.content(lane)) {
-                let home = self.home(Spread(spread));
-                if slot < MOVED {
-                    known.push(slot);
-                    let mut way = (home..).take(self.distance(home, at));
-                    assert!(way.all(|on| self.buckets[on % count].is_full()), "{slot}");
-                } else {
-                    assert_ne!(home, at, "an empty lane would be found");
+mod tests {
+    use super::*;
+
+    impl Buckets {
+        /// The slots that stand here. Panics unless every bucket is what is said of it, and every slot on
+        /// its way.
+        pub(in super::super) fn validate(&self) -> Vec<u32> {
+            let count = self.buckets.len();
+            let mut known = Vec::new();
+            for (at, bucket) in self.buckets.iter().enumerate() {
+                assert_eq!(std::ptr::from_ref(bucket).addr() % 64, 0, "it lies on two lines");
+                let is_empty = |lane| bucket.slot(lane) == EMPTY;
+                assert!(is_empty(LAST) || !(0..LANES).any(is_empty), "{at}: {bucket:?}");
+                for (spread, slot) in (0..LANES).map(|lane| bucket.content(lane)) {
+                    let home = self.home(Spread(spread));
+                    if slot < MOVED {
+                        known.push(slot);
+                        let mut way = (home..).take(self.distance(home, at));
+                        assert!(way.all(|on| self.buckets[on % count].is_full()), "{slot}");
+                    } else {
+                        assert_ne!(home, at, "an empty lane would be found");
+                    }
                 }
             }
+            assert_eq!(self.len, known.len(), "it miscounts itself");
+            assert!(self.len <= room(count), "too full");
+            known
         }
-        assert_eq!(self.len, known.len(), "it miscounts itself");
-        assert!(self.len <= room(count), "too full");
-        known
-    }
 
-    /// How many buckets away from where its search begins a slot stands, on average.
-    pub(super) fn mean_distance(&self) -> f64 {
-        let away = self.buckets.iter().enumerate().map(|(at, bucket)| {
-            let used = (0..LANES).filter(|&lane| bucket.slot(lane) != EMPTY);
-            let homes = used.map(|lane| self.home(Spread(bucket.content(lane).0)));
-            homes.map(|home| self.distance(home, at)).sum::<usize>()
-        });
-        away.sum::<usize>() as f64 / self.len as f64
+        /// How many buckets away from where its search begins a slot stands, on average.
+        pub(in super::super) fn mean_distance(&self) -> f64 {
+            let away = self.buckets.iter().enumerate().map(|(at, bucket)| {
+                let used = (0..LANES).filter(|&lane| bucket.slot(lane) != EMPTY);
+                let homes = used.map(|lane| self.home(Spread(bucket.content(lane).0)));
+                homes.map(|home| self.distance(home, at)).sum::<usize>()
+            });
+            away.sum::<usize>() as f64 / self.len as f64
+        }
     }
 }
