@@ -315,7 +315,7 @@ where
         let Some((key, value)) = &*entry else { unreachable!("an insert has an entry") };
         let put = self.begin_insert(key, value, options);
         self.admit(&put)?;
-        let mut reservation = Reservation::new(&self.budget);
+        let mut reservation = None;
         let mut gone = Gone::default();
         // Not by `change`: nearly always nothing is left to do after this lock hold but to drop what
         // is gone, and that needs no notifier.
@@ -338,10 +338,10 @@ where
     /// where it is not stored.
     #[cold]
     #[inline(never)]
-    fn finish_insert<W: Wait>(
-        &self,
+    fn finish_insert<'b, W: Wait>(
+        &'b self,
         mut put: Put<'_, K, V>,
-        reservation: Reservation<'_>,
+        reservation: Option<Reservation<'b>>,
         first: Option<Attempt>,
         entry: &mut Option<(K, V)>,
         mut gone: Gone<K, V>,

@@ -12,7 +12,6 @@ use smallvec::SmallVec;
 
 use crate::error::{CacheError, ErrorKind, InsertError};
 
-use super::budget::Reservation;
 use super::clock::Stamp;
 use super::get_many::GROUP;
 use super::make_room::{CONTENDED, InsertOptions, Put, Stored};
@@ -218,7 +217,7 @@ where
         let moment = notifier.catch(|| cache.now_for_writing());
         let mut done = *next;
         let stored = notifier.catch_all(|notifier| {
-            let mut reservation = Reservation::new(&cache.budget);
+            let mut reservation = None;
             cache.change(shard, wait, Unlock::Plain, notifier, |table, gone| {
                 for &place in &order[*next..end] {
                     let Pending::Entry(put, entry) = &mut group[usize::from(place)] else { break };
@@ -239,7 +238,7 @@ where
                     done += 1;
                 }
                 // The last of a bite may have made room and then wait: it keeps none.
-                reservation.release();
+                drop(reservation.take());
             })
         });
         match stored {
@@ -264,10 +263,8 @@ where
             unreachable!("what is refused has no place in the order")
         };
         stamp(put, notifier.catch(|| cache.now_for_writing()));
-        let outcome = notifier.catch_all(|notifier| {
-            let reservation = Reservation::new(&cache.budget);
-            cache.insert_retrying(put, reservation, None, entry, notifier, wait)
-        });
+        let outcome = notifier
+            .catch_all(|notifier| cache.insert_retrying(put, None, None, entry, notifier, wait));
         match outcome {
             Some(Ok(_)) => {
                 if let Some((key, value)) = entry.take() {

@@ -156,13 +156,14 @@ where
     }
 
     /// Under the write lock of the key's own shard: makes room and stores the entry, or says what
-    /// stands in the way. Where it stores it, a reservation that was empty is so again.
+    /// stands in the way. Where it stores it, a reservation that was empty is so again. It is made only
+    /// where room is needed: most replacements need none.
     // Always: a call passes what is known of the entry through memory, a tenth of a replacement.
     #[inline(always)]
-    pub(super) fn insert_locked(
-        &self,
+    pub(super) fn insert_locked<'b>(
+        &'b self,
         put: &Put<'_, K, V>,
-        reservation: &mut Reservation<'_>,
+        reservation: &mut Option<Reservation<'b>>,
         table: &mut Table<K, V>,
         entry: &mut Option<(K, V)>,
         gone: &mut Gone<K, V>,
@@ -175,32 +176,43 @@ where
         {
             return Err(NeedsRoom::Superseded);
         }
+        let mut need = Usage::one(ticket.weight);
+        let mut replaces = None;
         if let Some((id, found)) = table.find(ticket.hash, key) {
-            if !table.is_dead(id, found, ticket.now) {
-                let more = ticket.weight.saturating_sub(found.weight);
-                let need = Usage { entries: 0, weight: more };
-                if more > 0
-                    && !self.evict_until(put, reservation, need, shard, table, Some(id), gone)
-                {
-                    return Err(NeedsRoom::NoRoom);
-                }
-                let old = table.replace(id, value, ticket);
-                if ticket.weight != old {
-                    reservation.take_over(Usage { entries: 0, weight: old });
-                    reservation.spend(Usage { entries: 0, weight: ticket.weight });
-                    reservation.release();
-                }
-                shard.counters.count_removal(RemovalCause::Replaced);
-                return Ok(Stored::Replaced);
+            if table.is_dead(id, found, ticket.now) {
+                // No update: it leaves, and its room is the first that is taken.
+                let freed = gone.take_out(&shard.counters, table, id, RemovalCause::Expired);
+                self.reserved(reservation).take_over(freed);
+            } else {
+                need = Usage { entries: 0, weight: ticket.weight.saturating_sub(found.weight) };
+                replaces = Some(id);
             }
-            // No update: it leaves, and its room is the first that is taken.
-            let freed = gone.take_out(&shard.counters, table, id, RemovalCause::Expired);
-            reservation.take_over(freed);
         }
-        let need = Usage::one(ticket.weight);
-        if !self.evict_until(put, reservation, need, shard, table, None, gone) {
+        if need != Usage::default()
+            && !self.evict_until(
+                put,
+                self.reserved(reservation),
+                need,
+                shard,
+                table,
+                replaces,
+                gone,
+            )
+        {
             return Err(NeedsRoom::NoRoom);
         }
+        if let Some(id) = replaces {
+            let old = table.replace(id, value, ticket);
+            if ticket.weight != old {
+                let reservation = self.reserved(reservation);
+                reservation.take_over(Usage { entries: 0, weight: old });
+                reservation.spend(Usage { entries: 0, weight: ticket.weight });
+                reservation.release();
+            }
+            shard.counters.count_removal(RemovalCause::Replaced);
+            return Ok(Stored::Replaced);
+        }
+        let reservation = self.reserved(reservation);
         if table.is_full() {
             // Four billion entries in one shard: one of them gives its slot.
             let victim = table.evict_one(Limit::Entries, ticket.now, None, true);
@@ -219,18 +231,26 @@ where
         Ok(Stored::Inserted)
     }
 
+    #[inline]
+    fn reserved<'r, 'b>(
+        &'b self,
+        reservation: &'r mut Option<Reservation<'b>>,
+    ) -> &'r mut Reservation<'b> {
+        reservation.get_or_insert_with(|| Reservation::new(&self.budget))
+    }
+
     /// [`insert_locked`](Self::insert_locked) for all tries but the first of a put.
     #[inline(never)]
-    pub(super) fn insert_again(
-        &self,
+    pub(super) fn insert_again<'b>(
+        &'b self,
         put: &Put<'_, K, V>,
-        reservation: &mut Reservation<'_>,
+        reservation: &mut Option<Reservation<'b>>,
         table: &mut Table<K, V>,
         entry: &mut Option<(K, V)>,
         gone: &mut Gone<K, V>,
     ) -> Attempt {
         let attempt = self.insert_locked(put, reservation, table, entry, gone);
-        if attempt.is_ok() {
+        if let (Ok(_), Some(reservation)) = (attempt, reservation) {
             // What an earlier try has left in it belongs to the writer that comes next: under the lock
             // still, and before the listener is called.
             reservation.release();
@@ -257,10 +277,10 @@ where
 
     /// Stores an entry, round after round until there is room. `first` is what a try before this came
     /// to, and whether anything left for it.
-    pub(super) fn insert_retrying<W: Wait>(
-        &self,
+    pub(super) fn insert_retrying<'b, W: Wait>(
+        &'b self,
         put: &mut Put<'_, K, V>,
-        mut reservation: Reservation<'_>,
+        mut reservation: Option<Reservation<'b>>,
         mut first: Option<(Attempt, bool)>,
         entry: &mut Option<(K, V)>,
         notifier: &mut Notifier<'_, K, V>,
@@ -292,7 +312,8 @@ where
             }
             // The limits may have been lowered since the put began.
             self.can_ever_fit(weight)?;
-            if self.take_elsewhere(put, &mut reservation, notifier, wait) || freed {
+            let reservation = self.reserved(&mut reservation);
+            if self.take_elsewhere(put, reservation, notifier, wait) || freed {
                 continue;
             }
             if !put.desperate {

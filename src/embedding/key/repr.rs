@@ -69,9 +69,9 @@ pub trait KeyRepr: Clone + Eq + Hash + Debug + Send + Sync + 'static {
     fn model_scope(model: &str) -> [u8; 4];
 }
 
-/// A key that an [`EmbeddingCache`](crate::EmbeddingCache) can be made for: [`CacheKey`], which says
-/// in words what a vector was computed from and is the default, or [`ContentKey`], which says it in 32
-/// bytes. A [`KeySpec`] makes either, with the same digest.
+/// A key that an [`EmbeddingCache`](crate::EmbeddingCache) can be made for: [`CacheKey`](crate::CacheKey), which says
+/// in words what a vector was computed from and is the default, or [`ContentKey`](crate::ContentKey), which says it in 32
+/// bytes. A [`KeySpec`](crate::KeySpec) makes either, with the same digest.
 ///
 /// Sealed: a key whose form in the cache, hash or comparison is wrong could return a wrong vector, so
 /// these are not left to others.
