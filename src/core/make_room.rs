@@ -125,7 +125,8 @@ where
         if let Some(ttl) = put.options.time_to_live {
             self.check_ttl(ttl)?;
         }
-        self.can_ever_fit(put.ticket.weight)
+        // Whether there is room for an entry at all is asked where there is none for this one.
+        self.is_not_too_heavy(put.ticket.weight)
     }
 
     /// Refuses a time-to-live that no sum of moments can hold together with the grace.
@@ -188,7 +189,7 @@ where
                 replaces = Some(id);
             }
         }
-        if need != Usage::default()
+        if (replaces.is_none() || need.weight > 0)
             && !self.evict_until(
                 put,
                 self.reserved(reservation),
@@ -307,11 +308,11 @@ where
                 Some((Err(NeedsRoom::Superseded), _)) => return Err(ErrorKind::Superseded),
                 Some((Err(NeedsRoom::NoRoom), freed)) => freed,
             };
+            // The limits may have been lowered since the put began.
+            self.can_ever_fit(weight)?;
             if put.options.only_free_room {
                 return Err(contended(rounds));
             }
-            // The limits may have been lowered since the put began.
-            self.can_ever_fit(weight)?;
             let reservation = self.reserved(&mut reservation);
             if self.take_elsewhere(put, reservation, notifier, wait) || freed {
                 continue;
@@ -405,8 +406,14 @@ impl<K, V, S> ShardedCache<K, V, S> {
         if max.entries == 0 {
             return Err(ErrorKind::NoCapacity);
         }
-        if weight > max.weight {
-            return Err(ErrorKind::TooLarge { weight, limit: max.weight });
+        self.is_not_too_heavy(weight)
+    }
+
+    #[inline]
+    fn is_not_too_heavy(&self, weight: u64) -> Result<(), ErrorKind> {
+        let limit = self.budget.max().weight;
+        if weight > limit {
+            return Err(ErrorKind::TooLarge { weight, limit });
         }
         Ok(())
     }

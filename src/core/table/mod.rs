@@ -325,11 +325,19 @@ impl<K, V> Table<K, V> {
             self.policy.weigh(id, ticket.weight);
             self.held.weight = self.held.weight - old + ticket.weight;
         }
-        let now = self.latest;
-        if let Some(orders) = self.orders_for(expiry) {
-            orders.replaced(id, old_expiry, expiry, now, *ticket);
+        if self.orders.is_some() || expiry != Stamp::NEVER {
+            self.tell_replaced(id, old_expiry, expiry, *ticket);
         }
         old
+    }
+
+    // Not inline: most caches have no such order.
+    #[inline(never)]
+    fn tell_replaced(&mut self, id: SlotId, old: Stamp, expiry: Stamp, ticket: Ticket) {
+        let now = self.latest;
+        if let Some(orders) = self.orders_for(expiry) {
+            orders.replaced(id, old, expiry, now, ticket);
+        }
     }
 
     /// Gives an entry that is here another time to live. No use of it.
