@@ -306,6 +306,6 @@ fn drop_entry<K, V>(pending: &mut Pending<'_, K, V>, notifier: &mut Notifier<'_,
 /// Notes when an entry is written; the moment at which it was weighed stays where the clock panicked.
 fn stamp<K, V>(put: &mut Put<'_, K, V>, moment: Option<(Stamp, u32)>) {
     if let Some((now, written)) = moment {
-        (put.ticket.now, put.ticket.written) = (now, written);
+        (put.new_entry.now, put.new_entry.written) = (now, written);
     }
 }

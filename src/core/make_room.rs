@@ -29,7 +29,7 @@ use super::shard::{BITE, Shard, Unlock};
 use super::table::expiry::Life;
 use super::table::index::SlotHash;
 use super::table::slots::SlotId;
-use super::table::{Entry, State, Table, Ticket};
+use super::table::{Entry, NewEntry, State, Table};
 use super::wait::{Until, Wait};
 use super::{Place, RemovalCause, ShardedCache};
 
@@ -64,7 +64,7 @@ pub(crate) struct Condition<'a> {
 /// A put on its way, but for the entry itself, which stays where it is, and the room that it holds.
 pub(super) struct Put<'a, K, V> {
     pub(super) at: Place<'a, K, V>,
-    pub(super) ticket: Ticket,
+    pub(super) new_entry: NewEntry,
     options: InsertOptions<'a>,
     /// Whether shards that hold less than their share must give as well.
     desperate: bool,
@@ -115,8 +115,8 @@ where
         let size = self.config.size.as_ref().map_or(weight, |size| size(key, value));
         let (now, written) = self.now_for_writing();
         let span = self.span(options.time_to_live, at.hash);
-        let ticket = Ticket { hash: at.hash, weight, size, span, life, now, written };
-        Put { at, ticket, options, desperate: false }
+        let new_entry = NewEntry { hash: at.hash, weight, size, span, life, now, written };
+        Put { at, new_entry, options, desperate: false }
     }
 
     /// Refuses what can never be stored.
@@ -126,7 +126,7 @@ where
             self.check_ttl(ttl)?;
         }
         // Whether there is room for an entry at all is asked where there is none for this one.
-        self.is_not_too_heavy(put.ticket.weight)
+        self.is_not_too_heavy(put.new_entry.weight)
     }
 
     /// Refuses a time-to-live that no sum of moments can hold together with the grace.
@@ -171,21 +171,21 @@ where
     ) -> Attempt {
         let Some((key, value)) = entry else { unreachable!("what is stored is not tried again") };
         // Not copied as a whole: what is known of the entry stays in registers.
-        let Put { at: Place { shard, .. }, ticket, .. } = put;
+        let Put { at: Place { shard, .. }, new_entry, .. } = put;
         if let Some(condition) = put.options.condition
-            && self.is_superseded(condition, ticket.hash, ticket.now, table, key)
+            && self.is_superseded(condition, new_entry.hash, new_entry.now, table, key)
         {
             return Err(NeedsRoom::Superseded);
         }
-        let mut need = Usage::one(ticket.weight);
+        let mut need = Usage::one(new_entry.weight);
         let mut replaces = None;
-        if let Some((id, found)) = table.find(ticket.hash, key) {
-            if table.is_dead(id, found, ticket.now) {
+        if let Some((id, found)) = table.find(new_entry.hash, key) {
+            if table.is_dead(id, found, new_entry.now) {
                 // No update: it leaves, and its room is the first that is taken.
                 let freed = gone.take_out(&shard.counters, table, id, RemovalCause::Expired);
                 self.reserved(reservation).take_over(freed);
             } else {
-                need = Usage { entries: 0, weight: ticket.weight.saturating_sub(found.weight) };
+                need = Usage { entries: 0, weight: new_entry.weight.saturating_sub(found.weight) };
                 replaces = Some(id);
             }
         }
@@ -203,11 +203,11 @@ where
             return Err(NeedsRoom::NoRoom);
         }
         if let Some(id) = replaces {
-            let old = table.replace(id, value, ticket);
-            if ticket.weight != old {
+            let old = table.replace(id, value, new_entry);
+            if new_entry.weight != old {
                 let reservation = self.reserved(reservation);
                 reservation.take_over(Usage { entries: 0, weight: old });
-                reservation.spend(Usage { entries: 0, weight: ticket.weight });
+                reservation.spend(Usage { entries: 0, weight: new_entry.weight });
                 reservation.release();
             }
             shard.counters.count_removal(RemovalCause::Replaced);
@@ -216,7 +216,7 @@ where
         let reservation = self.reserved(reservation);
         if table.is_full() {
             // Four billion entries in one shard: one of them gives its slot.
-            let victim = table.evict_one(Limit::Entries, ticket.now, None, true);
+            let victim = table.evict_one(Limit::Entries, new_entry.now, None, true);
             let Some((Entry { key, value, weight, .. }, reason)) = victim else {
                 unreachable!("a table that is full has an entry to give")
             };
@@ -225,7 +225,7 @@ where
             gone.push((key, value, cause));
         }
         let Some((key, value)) = entry.take() else { unreachable!("it is there, see above") };
-        table.insert(key, value, Ticket { ..*ticket });
+        table.insert(key, value, NewEntry { ..*new_entry });
         reservation.spend(need);
         reservation.release();
         shard.counters.insertions.count();
@@ -287,7 +287,7 @@ where
         notifier: &mut Notifier<'_, K, V>,
         wait: W,
     ) -> Result<Stored, ErrorKind> {
-        let (shard, weight) = (put.at.shard, put.ticket.weight);
+        let (shard, weight) = (put.at.shard, put.new_entry.weight);
         let contended = |rounds| ErrorKind::Contended { weight, limit: self.max_weight(), rounds };
         put.desperate = false;
         // Every round but the waiting ones frees something, most of them a whole bite.
@@ -351,7 +351,7 @@ where
             let victim = if put.options.only_free_room || gone.len() >= BITE {
                 None
             } else {
-                table.evict_one(limit, put.ticket.now, keep, may_evict)
+                table.evict_one(limit, put.new_entry.now, keep, may_evict)
             };
             let Some((Entry { key, value, weight, .. }, reason)) = victim else {
                 reservation.missed = need;

@@ -69,7 +69,7 @@ impl<K, V> Slot<K, V> {
 
 /// What the table has to know of an entry that comes in, beside its key and value.
 #[derive(Debug, Clone, Copy)]
-pub(in crate::core) struct Ticket {
+pub(in crate::core) struct NewEntry {
     pub(in crate::core) hash: SlotHash,
     pub(in crate::core) weight: u64,
     /// What [`MemoryPressure::LargestFirst`](super::policy::MemoryPressure) goes by.

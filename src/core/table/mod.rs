@@ -37,7 +37,7 @@ use store::Store;
 use usage::{Limit, Usage};
 
 pub(super) use config::TableConfig;
-pub(super) use entry::{Entry, Slot, Ticket};
+pub(super) use entry::{Entry, NewEntry, Slot};
 pub(super) use store::Entries;
 
 /// Why an entry made way.
@@ -291,9 +291,9 @@ impl<K, V> Table<K, V> {
     }
 
     /// Adds an entry whose key is not here. Its room is reserved.
-    pub(super) fn insert(&mut self, key: K, value: V, ticket: Ticket) {
-        let expiry = self.stamp(ticket.span, ticket.now);
-        let Ticket { hash, weight, written, .. } = ticket;
+    pub(super) fn insert(&mut self, key: K, value: V, new_entry: NewEntry) {
+        let expiry = self.stamp(new_entry.span, new_entry.now);
+        let NewEntry { hash, weight, written, .. } = new_entry;
         let seen_epoch = AtomicU32::new(Entry::<K, V>::NEVER_SEEN);
         let id = self.store.insert(Entry { expiry, key, value, seen_epoch, hash, weight });
         *self.written.reach(id) = written;
@@ -303,40 +303,40 @@ impl<K, V> Table<K, V> {
         self.held += Usage::one(weight);
         let now = self.latest;
         if let Some(orders) = self.orders_for(expiry) {
-            orders.inserted(id, expiry, now, ticket);
+            orders.inserted(id, expiry, now, new_entry);
         }
     }
 
     /// Exchanges the value of an entry and `value`, and gives it the weight and the time-to-live of
-    /// the ticket. That counts as a use. Returns the old weight.
-    // Always: a call passes the whole ticket through memory.
+    /// the new entry. That counts as a use. Returns the old weight.
+    // Always: a call passes the whole new entry through memory.
     #[inline(always)]
-    pub(super) fn replace(&mut self, id: SlotId, value: &mut V, ticket: &Ticket) -> u64 {
-        let expiry = self.stamp(ticket.span, ticket.now);
+    pub(super) fn replace(&mut self, id: SlotId, value: &mut V, new_entry: &NewEntry) -> u64 {
+        let expiry = self.stamp(new_entry.span, new_entry.now);
         let Some(entry) = self.store.entry_mut(id) else {
             unreachable!("{id:?} was found under this lock hold");
         };
         touch_policy(&mut self.policy, self.policy_epoch, id, entry);
         std::mem::swap(&mut entry.value, value);
         let old_expiry = std::mem::replace(&mut entry.expiry, expiry);
-        let old = std::mem::replace(&mut entry.weight, ticket.weight);
-        *self.written.at_mut(id) = ticket.written;
-        if ticket.weight != old {
-            self.policy.weigh(id, ticket.weight);
-            self.held.weight = self.held.weight - old + ticket.weight;
+        let old = std::mem::replace(&mut entry.weight, new_entry.weight);
+        *self.written.at_mut(id) = new_entry.written;
+        if new_entry.weight != old {
+            self.policy.weigh(id, new_entry.weight);
+            self.held.weight = self.held.weight - old + new_entry.weight;
         }
         if self.orders.is_some() || expiry != Stamp::NEVER {
-            self.tell_replaced(id, old_expiry, expiry, *ticket);
+            self.tell_replaced(id, old_expiry, expiry, *new_entry);
         }
         old
     }
 
     // Not inline: most caches have no such order.
     #[inline(never)]
-    fn tell_replaced(&mut self, id: SlotId, old: Stamp, expiry: Stamp, ticket: Ticket) {
+    fn tell_replaced(&mut self, id: SlotId, old: Stamp, expiry: Stamp, new_entry: NewEntry) {
         let now = self.latest;
         if let Some(orders) = self.orders_for(expiry) {
-            orders.replaced(id, old, expiry, now, ticket);
+            orders.replaced(id, old, expiry, now, new_entry);
         }
     }
 

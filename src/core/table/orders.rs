@@ -4,7 +4,7 @@
 //! them from the beginning where every entry needs one, else from the first entry that expires.
 
 use super::config::TableConfig;
-use super::entry::Ticket;
+use super::entry::NewEntry;
 use super::expiry::{Expiry, Life};
 use super::idle::Idle;
 use super::index::SlotHash;
@@ -43,10 +43,10 @@ impl Orders {
     }
 
     /// An entry stands in `id`, written at `now`.
-    pub(super) fn inserted(&mut self, id: SlotId, expiry: Stamp, now: Stamp, ticket: Ticket) {
-        self.expiry.schedule(id, expiry, ticket.life, ticket.hash);
+    pub(super) fn inserted(&mut self, id: SlotId, expiry: Stamp, now: Stamp, new_entry: NewEntry) {
+        self.expiry.schedule(id, expiry, new_entry.life, new_entry.hash);
         if let Some(sizes) = &mut self.sizes {
-            sizes.insert(id, ticket.size);
+            sizes.insert(id, new_entry.size);
         }
         if let Some(idle) = &mut self.idle {
             idle.write(id, now);
@@ -60,13 +60,13 @@ impl Orders {
         old: Stamp,
         expiry: Stamp,
         now: Stamp,
-        ticket: Ticket,
+        new_entry: NewEntry,
     ) {
-        self.expiry.cancel(id, old, ticket.hash);
+        self.expiry.cancel(id, old, new_entry.hash);
         if let Some(sizes) = &mut self.sizes {
             sizes.remove(id);
         }
-        self.inserted(id, expiry, now, ticket);
+        self.inserted(id, expiry, now, new_entry);
     }
 
     /// The entry in `id`, which expired at `old`, was given a time-to-live of its own. No use of it.
