@@ -1,6 +1,5 @@
 //! What is wrong is told at the start, and no password with it.
 
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use embedding_cache_redis::RedisTier;
@@ -90,7 +89,10 @@ async fn tls_takes_the_certificates_that_it_is_given_and_no_others() {
     let folder = tempfile::tempdir().unwrap();
     let path = |name: &str| folder.path().join(name).to_str().unwrap().to_owned();
     let openssl = |arguments: &[&str]| {
-        let output = Command::new("openssl").args(arguments).output().expect("openssl is needed");
+        let output = std::process::Command::new("openssl")
+            .args(arguments)
+            .output()
+            .expect("openssl is needed");
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     };
     let (ca, ca_key, cert, cert_key) =
