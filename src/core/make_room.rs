@@ -125,8 +125,10 @@ where
         if let Some(ttl) = put.options.time_to_live {
             self.check_ttl(ttl)?;
         }
-        // Whether there is room for an entry at all is asked where there is none for this one.
-        self.is_not_too_heavy(put.new_entry.weight)
+        // One comparison on the way of every put: whether there is room for any entry at all is asked
+        // where there is none for this one.
+        let weight = put.new_entry.weight;
+        if weight > self.budget.max().weight { self.can_ever_fit(weight) } else { Ok(()) }
     }
 
     /// Refuses a time-to-live that no sum of moments can hold together with the grace.
@@ -400,20 +402,14 @@ where
 
 impl<K, V, S> ShardedCache<K, V, S> {
     /// Whether an entry of this weight could be stored in the empty cache.
-    #[inline]
+    #[inline(never)]
     fn can_ever_fit(&self, weight: u64) -> Result<(), ErrorKind> {
         let max = self.budget.max();
         if max.entries == 0 {
             return Err(ErrorKind::NoCapacity);
         }
-        self.is_not_too_heavy(weight)
-    }
-
-    #[inline]
-    fn is_not_too_heavy(&self, weight: u64) -> Result<(), ErrorKind> {
-        let limit = self.budget.max().weight;
-        if weight > limit {
-            return Err(ErrorKind::TooLarge { weight, limit });
+        if weight > max.weight {
+            return Err(ErrorKind::TooLarge { weight, limit: max.weight });
         }
         Ok(())
     }
