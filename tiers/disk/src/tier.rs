@@ -23,6 +23,9 @@ use crate::worker::{self, Read, Reply, Shared, Write, Writer};
 const WAITING: usize = 64;
 const READERS: usize = 2;
 
+/// Keys for which one reader alone is asked.
+const FEWEST: usize = 8;
+
 /// A [`Tier`] in a local directory.
 ///
 /// A value that was written survives the process that is killed after that. A power cut takes what
@@ -109,13 +112,24 @@ impl DiskTier {
         answer.await.unwrap_or_else(|_| Err(ended()))
     }
 
+    /// Has the readers look for `keys`, each for a part of them: what it takes to wake them is as long as
+    /// a dozen reads.
     async fn read(&self, keys: &[TierKey]) -> Vec<Lookup> {
-        let (reply, answer) = oneshot::channel();
-        let found = match send(self.reads.as_ref(), Read { keys: keys.to_vec(), reply }) {
-            Ok(()) => answer.await.map_err(|_| ended()),
-            Err(error) => Err(error),
-        };
-        found.unwrap_or_else(|error| vec![Lookup::Failed(error); keys.len()])
+        let part = keys.len().div_ceil(READERS).max(FEWEST);
+        let asked = keys.chunks(part).map(|keys| {
+            let (reply, answer) = oneshot::channel();
+            let sent = send(self.reads.as_ref(), Read { keys: keys.to_vec(), reply });
+            (keys.len(), sent.map(|()| answer))
+        });
+        let mut found = Vec::with_capacity(keys.len());
+        for (many, answer) in asked.collect::<Vec<_>>() {
+            let part = match answer {
+                Ok(answer) => answer.await.map_err(|_| ended()),
+                Err(error) => Err(error),
+            };
+            found.extend(part.unwrap_or_else(|error| vec![Lookup::Failed(error); many]));
+        }
+        found
     }
 }
 
