@@ -66,6 +66,18 @@ impl Meter {
     }
 }
 
+/// What stands in the way of one more entry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Room {
+    /// Nothing, at this moment.
+    Free,
+    /// This limit is reached. No limit is exceeded: an entry that is no heavier may take the room of
+    /// one that leaves.
+    Full(Limit),
+    /// A limit is exceeded, as it can be after it was lowered.
+    Exceeded,
+}
+
 #[derive(Debug)]
 pub(super) struct Budget {
     entries: Meter,
@@ -104,6 +116,45 @@ impl Budget {
         } else {
             None
         }
+    }
+
+    /// What stands in the way of one more entry of this weight.
+    #[inline]
+    pub(super) fn room_for(&self, weight: u64) -> Room {
+        let (used, max) = (self.used(), self.max());
+        if used.entries > max.entries || used.weight > max.weight {
+            Room::Exceeded
+        } else if used.entries == max.entries {
+            Room::Full(Limit::Entries)
+        } else if weight > max.weight - used.weight {
+            Room::Full(Limit::Weight)
+        } else {
+            Room::Free
+        }
+    }
+
+    /// Reserves room for one more entry, all of it or nothing.
+    pub(super) fn try_reserve(&self, weight: u64) -> bool {
+        if !self.entries.try_reserve(1) {
+            return false;
+        }
+        let reserved = self.try_reserve_weight(weight);
+        if !reserved {
+            self.entries.release(1);
+        }
+        reserved
+    }
+
+    /// Reserves weight alone.
+    #[inline]
+    pub(super) fn try_reserve_weight(&self, weight: u64) -> bool {
+        weight == 0 || self.weight.try_reserve(weight)
+    }
+
+    /// Gives weight back.
+    #[inline]
+    pub(super) fn release_weight(&self, weight: u64) {
+        self.weight.release(weight);
     }
 
     pub(super) fn release(&self, amount: Usage) {
@@ -152,6 +203,11 @@ impl<'a> Reservation<'a> {
     pub(super) fn spend(&mut self, amount: Usage) {
         debug_assert!(self.held.entries >= amount.entries && self.held.weight >= amount.weight);
         self.held = self.held.saturating_sub(amount);
+    }
+
+    /// Whether nothing is held.
+    pub(super) fn is_empty(&self) -> bool {
+        self.held == Usage::default()
     }
 
     /// Gives everything back, so that others may go on.

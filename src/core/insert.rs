@@ -300,8 +300,8 @@ where
         self.place(key).shard.counters.count_refusal(error);
     }
 
-    /// Stores what is in `entry`. Counts neither a timeout nor a refusal. Afterwards there is in
-    /// `entry` what it replaced, if anything; where it fails, what was there before.
+    /// Stores what is in `entry`. Counts neither a timeout nor a refusal. Afterwards there may be
+    /// in `entry` what left for it; where it fails, there is what was there before.
     ///
     /// The entry is handed over in place, and a refusal by one word: each move of a key would be
     /// a store that the next load has to wait for, on the way of every put.
@@ -351,10 +351,10 @@ where
         let first = first.map(|attempt| (attempt, !gone.is_empty()));
         notifier.dispose_all(gone.drain());
         let stored = self.insert_retrying(&mut put, reservation, first, entry, &mut notifier, wait);
-        if matches!(stored, Ok(Stored::Replaced))
+        if let Ok(Stored::InPlaceOf(cause)) = stored
             && let Some((key, value)) = entry.take()
         {
-            notifier.dispose((key, value, RemovalCause::Replaced));
+            notifier.dispose((key, value, cause));
         }
         notifier.end();
         stored.map(drop).map_err(CacheError::from)

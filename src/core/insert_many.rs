@@ -12,6 +12,7 @@ use smallvec::SmallVec;
 
 use crate::error::{CacheError, ErrorKind, InsertError};
 
+use super::ShardedCache;
 use super::clock::Stamp;
 use super::get_many::GROUP;
 use super::make_room::{CONTENDED, InsertOptions, Put, Stored};
@@ -19,7 +20,6 @@ use super::removal::Notifier;
 use super::shard::{BITE, Unlock};
 use super::sweep::{Step, Stepwise, drive};
 use super::wait::Wait;
-use super::{RemovalCause, ShardedCache};
 
 impl<K, V, S> ShardedCache<K, V, S>
 where
@@ -225,9 +225,9 @@ where
                     let stored = gone.len() < BITE
                         && match cache.insert_again(put, &mut reservation, table, entry, gone) {
                             Ok(Stored::Inserted) => true,
-                            Ok(Stored::Replaced) => {
-                                let replaced = entry.take();
-                                gone.extend(replaced.map(|(k, v)| (k, v, RemovalCause::Replaced)));
+                            Ok(Stored::InPlaceOf(cause)) => {
+                                let left = entry.take();
+                                gone.extend(left.map(|(k, v)| (k, v, cause)));
                                 true
                             }
                             Err(_) => false,
@@ -266,9 +266,10 @@ where
         let outcome = notifier
             .catch_all(|notifier| cache.insert_retrying(put, None, None, entry, notifier, wait));
         match outcome {
-            Some(Ok(_)) => {
+            Some(Ok(Stored::Inserted)) => {}
+            Some(Ok(Stored::InPlaceOf(cause))) => {
                 if let Some((key, value)) = entry.take() {
-                    notifier.dispose((key, value, RemovalCause::Replaced));
+                    notifier.dispose((key, value, cause));
                 }
             }
             Some(Err(ErrorKind::Timeout { .. })) => return Step::Locked,

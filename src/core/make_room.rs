@@ -22,14 +22,14 @@ use std::time::Duration;
 use crate::error::ErrorKind;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
-use super::budget::{Limit, Reservation, Usage};
+use super::budget::{Limit, Reservation, Room, Usage};
 use super::clock::{Span, Stamp};
 use super::removal::{Gone, Notifier};
 use super::shard::{BITE, Shard, Unlock};
 use super::table::expiry::Life;
 use super::table::index::SlotHash;
 use super::table::slots::SlotId;
-use super::table::{Entry, NewEntry, State, Table};
+use super::table::{Entry, EvictReason, NewEntry, State, Table};
 use super::wait::{Until, Wait};
 use super::{Place, RemovalCause, ShardedCache};
 
@@ -70,13 +70,26 @@ pub(super) struct Put<'a, K, V> {
     desperate: bool,
 }
 
+// Not derived: a derived `Clone` would ask `K` and `V` for one.
+impl<K, V> Clone for Put<'_, K, V> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<K, V> Copy for Put<'_, K, V> {}
+
 /// How an entry was stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stored {
     Inserted,
-    /// In place of the entry there is now the old value, under the new entry's own key.
-    Replaced,
+    /// In place of the entry there is now what left for it last, and why. Where it was replaced, that
+    /// is the old value under the new entry's own key.
+    InPlaceOf(RemovalCause),
 }
+
+/// What is to leave for a put, but is not enough.
+type TooLight = (SlotId, EvictReason, Limit);
 
 /// What stands in the way of a put under the lock of its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -158,10 +171,77 @@ where
         (now, now.seconds_since(self.created.0))
     }
 
+    /// Under the write lock of the key's own shard: stores the entry in one of the ways in which nearly
+    /// all are stored, or changes nothing. Those are:
+    ///
+    /// 1. In place of the value of its key.
+    /// 2. In free room.
+    /// 3. In the slot and the room of one entry that leaves. Where the two weigh the same, nothing of
+    ///    the budget is written. No room is reserved between the look at the budget and the exchange,
+    ///    as none is taken beside that of the one that leaves.
+    ///
+    /// Else it names what would leave in the third, if there was such an entry.
+    // Always: a call passes what is known of the entry through memory, a tenth of a replacement.
+    #[inline(always)]
+    fn insert_at_once(
+        &self,
+        put: &Put<'_, K, V>,
+        table: &mut Table<K, V>,
+        entry: &mut Option<(K, V)>,
+    ) -> Result<Stored, Option<TooLight>> {
+        let Some((key, value)) = entry else { unreachable!("what is stored is not tried again") };
+        // Not copied as a whole: what is known of the entry stays in registers.
+        let Put { at: Place { shard, .. }, new_entry, .. } = put;
+        let weight = new_entry.weight;
+        if let Some((id, found)) = table.find(new_entry.hash, key) {
+            let old = found.weight;
+            if table.is_dead(id, found, new_entry.now)
+                || weight > old && !self.budget.try_reserve_weight(weight - old)
+            {
+                return Err(None);
+            }
+            table.replace(id, value, new_entry);
+            if weight < old {
+                self.budget.release_weight(old - weight);
+            }
+            shard.counters.count_removal(RemovalCause::Replaced);
+            return Ok(Stored::InPlaceOf(RemovalCause::Replaced));
+        }
+        match self.budget.room_for(weight) {
+            Room::Free => {
+                if table.is_full() || !self.budget.try_reserve(weight) {
+                    return Err(None);
+                }
+                let Some((key, value)) = entry.take() else {
+                    unreachable!("it is there, see above")
+                };
+                table.insert(key, value, NewEntry { ..*new_entry });
+                shard.counters.insertions.count();
+                Ok(Stored::Inserted)
+            }
+            Room::Full(limit) if !put.options.only_free_room => {
+                let may_evict = self.has_its_share(table.held(), limit);
+                let leaves = table.next_to_leave(limit, new_entry.now, None, may_evict);
+                let Some((id, reason)) = leaves else { return Err(None) };
+                let freed = table.entry(id).map_or(0, |entry| entry.weight);
+                if weight > freed && !self.budget.try_reserve_weight(weight - freed) {
+                    return Err(Some((id, reason, limit)));
+                }
+                table.exchange((id, reason), key, value, new_entry);
+                if weight < freed {
+                    self.budget.release_weight(freed - weight);
+                }
+                shard.counters.insertions.count();
+                Ok(Stored::InPlaceOf(shard.counters.count_eviction(reason, limit)))
+            }
+            Room::Full(_) | Room::Exceeded => Err(None),
+        }
+    }
+
     /// Under the write lock of the key's own shard: makes room and stores the entry, or says what
     /// stands in the way. Where it stores it, a reservation that was empty is so again. It is made only
-    /// where room is needed: most replacements need none.
-    // Always: a call passes what is known of the entry through memory, a tenth of a replacement.
+    /// where room is needed: most inserts need none.
+    // Always: as `insert_at_once`.
     #[inline(always)]
     pub(super) fn insert_locked<'b>(
         &'b self,
@@ -171,51 +251,73 @@ where
         entry: &mut Option<(K, V)>,
         gone: &mut Gone<K, V>,
     ) -> Attempt {
-        let Some((key, value)) = entry else { unreachable!("what is stored is not tried again") };
-        // Not copied as a whole: what is known of the entry stays in registers.
-        let Put { at: Place { shard, .. }, new_entry, .. } = put;
         if let Some(condition) = put.options.condition
-            && self.is_superseded(condition, new_entry.hash, new_entry.now, table, key)
+            && let Some((key, _)) = entry
+            && self.is_superseded(condition, put.new_entry.hash, put.new_entry.now, table, key)
         {
             return Err(NeedsRoom::Superseded);
         }
+        let mut leaves = None;
+        // What is reserved is for this entry, so it does not begin with the room of another.
+        if reservation.as_ref().is_none_or(Reservation::is_empty) {
+            match self.insert_at_once(put, table, entry) {
+                Ok(stored) => return Ok(stored),
+                Err(too_light) => leaves = too_light,
+            }
+        }
+        self.insert_with_room(*put, leaves, reservation, table, entry, gone)
+    }
+
+    /// [`insert_locked`](Self::insert_locked) where more than one entry has to leave, or none may, or
+    /// that of the key is dead.
+    // Takes a copy of the put: what a reference is made to stands in memory on the other ways, too.
+    #[cold]
+    #[inline(never)]
+    fn insert_with_room<'b>(
+        &'b self,
+        put: Put<'_, K, V>,
+        leaves: Option<TooLight>,
+        reservation: &mut Option<Reservation<'b>>,
+        table: &mut Table<K, V>,
+        entry: &mut Option<(K, V)>,
+        gone: &mut Gone<K, V>,
+    ) -> Attempt {
+        let Put { at: Place { shard, .. }, ref new_entry, .. } = put;
+        let reservation = self.reserved(reservation);
+        if let Some((id, reason, limit)) = leaves
+            && let Some(Entry { key, value, weight, .. }) = table.evict((id, reason))
+        {
+            reservation.take_over(Usage::one(weight));
+            gone.push((key, value, shard.counters.count_eviction(reason, limit)));
+        }
+        let Some((key, value)) = entry else { unreachable!("what is stored is not tried again") };
         let mut need = Usage::one(new_entry.weight);
         let mut replaces = None;
         if let Some((id, found)) = table.find(new_entry.hash, key) {
             if table.is_dead(id, found, new_entry.now) {
                 // No update: it leaves, and its room is the first that is taken.
                 let freed = gone.take_out(&shard.counters, table, id, RemovalCause::Expired);
-                self.reserved(reservation).take_over(freed);
+                reservation.take_over(freed);
             } else {
                 need = Usage { entries: 0, weight: new_entry.weight.saturating_sub(found.weight) };
                 replaces = Some(id);
             }
         }
         if (replaces.is_none() || need.weight > 0)
-            && !self.evict_until(
-                put,
-                self.reserved(reservation),
-                need,
-                shard,
-                table,
-                replaces,
-                gone,
-            )
+            && !self.evict_until(&put, reservation, need, shard, table, replaces, gone)
         {
             return Err(NeedsRoom::NoRoom);
         }
         if let Some(id) = replaces {
             let old = table.replace(id, value, new_entry);
             if new_entry.weight != old {
-                let reservation = self.reserved(reservation);
                 reservation.take_over(Usage { entries: 0, weight: old });
                 reservation.spend(Usage { entries: 0, weight: new_entry.weight });
                 reservation.release();
             }
             shard.counters.count_removal(RemovalCause::Replaced);
-            return Ok(Stored::Replaced);
+            return Ok(Stored::InPlaceOf(RemovalCause::Replaced));
         }
-        let reservation = self.reserved(reservation);
         if table.is_full() {
             // Four billion entries in one shard: one of them gives its slot.
             let victim = table.evict_one(Limit::Entries, new_entry.now, None, true);
@@ -335,8 +437,6 @@ where
 
     /// Under the write lock of `shard`: lets entries leave, at most [`BITE`] in one lock hold, until
     /// the reservation covers `need`. Says whether it does.
-    // Always: as `insert_locked`.
-    #[inline(always)]
     #[allow(clippy::too_many_arguments)]
     fn evict_until(
         &self,

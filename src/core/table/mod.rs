@@ -3,8 +3,9 @@
 //! One thread at a time changes it; nothing here knows of locks, limits, listeners or counters.
 //! Entries that leave are returned, so that the caller can drop them after unlocking.
 //!
-//! Four events change a table: an entry is [inserted](Table::insert), [replaced](Table::replace),
-//! [touched](Table::touch) or [taken out](Table::take). Each part is told of each in one call.
+//! Five events change a table: an entry is [inserted](Table::insert), [replaced](Table::replace),
+//! [touched](Table::touch) or [taken out](Table::take), or it leaves and another one
+//! [takes its slot](Table::exchange). Each part is told of each in one call.
 
 mod config;
 mod entry;
@@ -21,6 +22,7 @@ pub(super) mod stamp;
 mod store;
 pub(super) mod usage;
 
+use std::mem;
 use std::time::Duration;
 
 use equivalent::Equivalent;
@@ -317,9 +319,9 @@ impl<K, V> Table<K, V> {
             unreachable!("{id:?} was found under this lock hold");
         };
         touch_policy(&mut self.policy, self.policy_epoch, id, entry);
-        std::mem::swap(&mut entry.value, value);
-        let old_expiry = std::mem::replace(&mut entry.expiry, expiry);
-        let old = std::mem::replace(&mut entry.weight, new_entry.weight);
+        mem::swap(&mut entry.value, value);
+        let old_expiry = mem::replace(&mut entry.expiry, expiry);
+        let old = mem::replace(&mut entry.weight, new_entry.weight);
         *self.written.at_mut(id) = new_entry.written;
         if new_entry.weight != old {
             self.policy.weigh(id, new_entry.weight);
@@ -329,6 +331,66 @@ impl<K, V> Table<K, V> {
             self.tell_replaced(id, old_expiry, expiry, *new_entry);
         }
         old
+    }
+
+    /// Puts a new entry, whose key is not here, into the slot of the one that is to
+    /// [leave next](Self::next_to_leave). In its place `key` and `value` are afterwards those of the
+    /// one that left.
+    ///
+    /// In a cache that is full this is what an insert consists of. Taken out and put in one after
+    /// the other, each of the two entries would be moved three times and each part told twice.
+    // Always: a call passes the whole new entry through memory.
+    #[inline(always)]
+    pub(super) fn exchange(
+        &mut self,
+        (id, reason): (SlotId, EvictReason),
+        key: &mut K,
+        value: &mut V,
+        new_entry: &NewEntry,
+    ) {
+        let expiry = self.stamp(new_entry.span, new_entry.now);
+        let Some(entry) = self.store.entry_mut(id) else {
+            unreachable!("{id:?} was named under this lock hold");
+        };
+        let NewEntry { hash, weight, written, .. } = *new_entry;
+        mem::swap(&mut entry.key, key);
+        mem::swap(&mut entry.value, value);
+        *entry.seen_epoch.get_mut() = Entry::<K, V>::NEVER_SEEN;
+        let old_expiry = mem::replace(&mut entry.expiry, expiry);
+        let old_hash = mem::replace(&mut entry.hash, hash);
+        let old_weight = mem::replace(&mut entry.weight, weight);
+        *self.written.at_mut(id) = written;
+        self.held.weight = self.held.weight - old_weight + weight;
+        self.index.remove(old_hash, id);
+        self.index.insert(hash, id);
+        match reason {
+            EvictReason::Evicted => self.policy.exchange(id, old_hash, hash, weight),
+            EvictReason::Expired => {
+                self.policy.remove(id);
+                self.policy.insert(id, hash, weight);
+            }
+        }
+        self.refresh_epoch();
+        if self.orders.is_some() || expiry != Stamp::NEVER {
+            self.tell_exchanged(id, old_expiry, old_hash, expiry, *new_entry);
+        }
+    }
+
+    // Not inline: most caches have no such order.
+    #[inline(never)]
+    fn tell_exchanged(
+        &mut self,
+        id: SlotId,
+        old: Stamp,
+        old_hash: SlotHash,
+        expiry: Stamp,
+        new_entry: NewEntry,
+    ) {
+        let now = self.latest;
+        if let Some(orders) = self.orders_for(expiry) {
+            orders.removed(id, old, old_hash);
+            orders.inserted(id, expiry, now, new_entry);
+        }
     }
 
     // Not inline: most caches have no such order.
@@ -344,7 +406,7 @@ impl<K, V> Table<K, V> {
     pub(super) fn set_span(&mut self, id: SlotId, span: Span, now: Stamp) {
         let expiry = self.stamp(span, now);
         if let Some(entry) = self.store.entry_mut(id) {
-            let (old, hash) = (std::mem::replace(&mut entry.expiry, expiry), entry.hash);
+            let (old, hash) = (mem::replace(&mut entry.expiry, expiry), entry.hash);
             if let Some(orders) = self.orders_for(expiry) {
                 orders.rescheduled(id, old, expiry, hash);
             }
@@ -428,25 +490,10 @@ impl<K, V> Table<K, V> {
         victim
     }
 
-    /// Takes out what must leave next for `limit`, never `keep`: an expired entry if there is one,
-    /// else, if it `may_evict`, the one that the policy gives up.
-    pub(super) fn evict_one(
-        &mut self,
-        limit: Limit,
-        now: Stamp,
-        keep: Option<SlotId>,
-        may_evict: bool,
-    ) -> Option<(Entry<K, V>, EvictReason)> {
-        let (id, reason) = self.next_to_leave(limit, now, keep, may_evict)?;
-        let entry = self.take_from_all_but_policy(id)?;
-        match reason {
-            EvictReason::Evicted => self.policy.evict(id, entry.hash),
-            EvictReason::Expired => self.policy.remove(id),
-        }
-        Some((entry, reason))
-    }
-
-    fn next_to_leave(
+    /// What must leave next for `limit`, never `keep`, and why: an expired entry if there is one, else,
+    /// if it `may_evict`, the one that the policy gives up. It is to be [evicted](Self::evict) or
+    /// [exchanged](Self::exchange) under this lock hold.
+    pub(super) fn next_to_leave(
         &mut self,
         limit: Limit,
         now: Stamp,
@@ -465,11 +512,33 @@ impl<K, V> Table<K, V> {
         Some((id, if is_idle { EvictReason::Expired } else { EvictReason::Evicted }))
     }
 
+    /// Takes out what is to [leave next](Self::next_to_leave).
+    pub(super) fn evict(&mut self, (id, reason): (SlotId, EvictReason)) -> Option<Entry<K, V>> {
+        let entry = self.take_from_all_but_policy(id)?;
+        match reason {
+            EvictReason::Evicted => self.policy.evict(id, entry.hash),
+            EvictReason::Expired => self.policy.remove(id),
+        }
+        Some(entry)
+    }
+
+    /// [`next_to_leave`](Self::next_to_leave), taken out.
+    pub(super) fn evict_one(
+        &mut self,
+        limit: Limit,
+        now: Stamp,
+        keep: Option<SlotId>,
+        may_evict: bool,
+    ) -> Option<(Entry<K, V>, EvictReason)> {
+        let (id, reason) = self.next_to_leave(limit, now, keep, may_evict)?;
+        Some((self.evict((id, reason))?, reason))
+    }
+
     /// Puts an empty table of `generation` in the place of this one, in constant time, and returns
     /// this one.
     pub(super) fn renew(&mut self, generation: u64) -> Self {
         let new = Self { latest: self.latest, ..Self::new(&self.table_config, generation) };
-        std::mem::replace(self, new)
+        mem::replace(self, new)
     }
 
     /// The entries, for dropping them bite by bite; all else is given back at once.

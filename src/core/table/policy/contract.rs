@@ -56,6 +56,13 @@ pub(in super::super) trait Policy {
         self.remove(slot);
     }
 
+    /// The entry in `slot` leaves as the policy chose it, and another of this weight takes its place:
+    /// as [`evict`](Self::evict) of the hash `old` and [`insert`](Self::insert) of `new`, in one call.
+    fn exchange(&mut self, slot: SlotId, old: SlotHash, new: SlotHash, weight: u64) {
+        self.evict(slot, old);
+        self.insert(slot, new, weight);
+    }
+
     /// The slot to evict next, other than `keep`; it stays until [`evict`](Self::evict). A bounded
     /// amount of work.
     fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId>;

@@ -134,6 +134,10 @@ impl Policy for AnyPolicy {
         each!(self, policy => policy.evict(slot, hash));
     }
 
+    fn exchange(&mut self, slot: SlotId, old: SlotHash, new: SlotHash, weight: u64) {
+        each!(self, policy => policy.exchange(slot, old, new, weight));
+    }
+
     fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
         each!(self, policy => policy.victim(keep))
     }
