@@ -23,6 +23,25 @@ impl Default for Links {
     }
 }
 
+/// What stands in the array that a list runs through: links, alone or beside something else of the
+/// same slot.
+pub(super) trait Linked: Default {
+    fn links(&self) -> &Links;
+    fn links_mut(&mut self) -> &mut Links;
+}
+
+impl Linked for Links {
+    #[inline]
+    fn links(&self) -> &Links {
+        self
+    }
+
+    #[inline]
+    fn links_mut(&mut self) -> &mut Links {
+        self
+    }
+}
+
 /// A list; the links are passed to each call, as several lists share one array of them. A slot is
 /// in at most one of those at a time.
 #[derive(Debug, Clone, Copy)]
@@ -54,65 +73,80 @@ impl List {
     }
 
     /// The slot in front of `id`, that is, the one pushed after it.
-    pub(super) fn ahead_of(&self, links: &Slots<Links>, id: SlotId) -> Option<SlotId> {
-        links[id].ahead.some()
+    pub(super) fn ahead_of<L: Linked>(&self, links: &Slots<L>, id: SlotId) -> Option<SlotId> {
+        links[id].links().ahead.some()
     }
 
     /// The slot behind `id`, that is, the one pushed before it.
-    pub(super) fn behind(&self, links: &Slots<Links>, id: SlotId) -> Option<SlotId> {
-        links[id].behind.some()
+    pub(super) fn behind<L: Linked>(&self, links: &Slots<L>, id: SlotId) -> Option<SlotId> {
+        links[id].links().behind.some()
     }
 
     /// Whether `id` is in a list.
-    pub(super) fn holds(links: &Slots<Links>, id: SlotId) -> bool {
-        links.get(id).is_some_and(|links| links.ahead != Links::MARK)
+    pub(super) fn holds<L: Linked>(links: &Slots<L>, id: SlotId) -> bool {
+        links.get(id).is_some_and(|links| links.links().ahead != Links::MARK)
     }
 
     /// Adds `id`, which is in no list.
-    pub(super) fn push_front(&mut self, links: &mut Slots<Links>, id: SlotId) {
+    pub(super) fn push_front<L: Linked>(&mut self, links: &mut Slots<L>, id: SlotId) {
         debug_assert!(!Self::holds(links, id));
-        *links.reach(id) = Links { ahead: SlotId::NONE, behind: self.front };
+        *links.reach(id).links_mut() = Links { ahead: SlotId::NONE, behind: self.front };
         match self.front {
             SlotId::NONE => self.back = id,
-            front => links[front].ahead = id,
+            front => links[front].links_mut().ahead = id,
         }
         self.front = id;
         self.len += 1;
     }
 
     /// Takes out `id`, which is in this list.
-    pub(super) fn remove(&mut self, links: &mut Slots<Links>, id: SlotId) {
+    pub(super) fn remove<L: Linked>(&mut self, links: &mut Slots<L>, id: SlotId) {
         debug_assert!(Self::holds(links, id));
-        let Links { ahead, behind } = std::mem::take(&mut links[id]);
+        let Links { ahead, behind } = std::mem::take(links[id].links_mut());
         match ahead {
             SlotId::NONE => self.front = behind,
-            ahead => links[ahead].behind = behind,
+            ahead => links[ahead].links_mut().behind = behind,
         }
         match behind {
             SlotId::NONE => self.back = ahead,
-            behind => links[behind].ahead = ahead,
+            behind => links[behind].links_mut().ahead = ahead,
         }
         self.len -= 1;
     }
 
     /// Moves `id`, which is in this list, to the front.
-    pub(super) fn move_to_front(&mut self, links: &mut Slots<Links>, id: SlotId) {
-        if self.front != id {
-            self.remove(links, id);
-            self.push_front(links, id);
+    #[inline]
+    pub(super) fn move_to_front<L: Linked>(&mut self, links: &mut Slots<L>, id: SlotId) {
+        let front = self.front;
+        if front == id {
+            return;
         }
+        debug_assert!(Self::holds(links, id));
+        let in_front = Links { ahead: SlotId::NONE, behind: front };
+        let Links { ahead, behind } = std::mem::replace(links[id].links_mut(), in_front);
+        // There is one ahead, as it is not in front.
+        links[ahead].links_mut().behind = behind;
+        match behind {
+            SlotId::NONE => self.back = ahead,
+            behind => links[behind].links_mut().ahead = ahead,
+        }
+        links[front].links_mut().ahead = id;
+        self.front = id;
     }
 
     /// All slots from the back to the front; for `validate` and tests.
-    pub(super) fn iter<'a>(&self, links: &'a Slots<Links>) -> impl Iterator<Item = SlotId> + 'a {
-        std::iter::successors(self.back(), |&id| links[id].ahead.some())
+    pub(super) fn iter<'a, L: Linked>(
+        &self,
+        links: &'a Slots<L>,
+    ) -> impl Iterator<Item = SlotId> + 'a {
+        std::iter::successors(self.back(), |&id| links[id].links().ahead.some())
     }
 }
 
 /// Panics unless `lists` together hold exactly `occupied`, each slot once.
-pub(super) fn validate_lists(
+pub(super) fn validate_lists<L: Linked>(
     lists: &[&List],
-    links: &Slots<Links>,
+    links: &Slots<L>,
     occupied: &mut dyn Iterator<Item = SlotId>,
 ) {
     let mut listed = std::collections::BTreeSet::new();
@@ -136,7 +170,7 @@ mod tests {
 
     #[test]
     fn behaves_like_a_deque_and_lets_go_of_the_middle() {
-        let (mut list, mut links) = (List::default(), Slots::default());
+        let (mut list, mut links) = (List::default(), Slots::<Links>::default());
         let mut model: VecDeque<SlotId> = VecDeque::new();
         let mut state = 1u32;
         for _ in 0..if cfg!(miri) { 60 } else { 20_000 } {

@@ -486,7 +486,10 @@ impl<K, V> Table<K, V> {
             (Limit::Weight, None) => self.policy.victim_for_weight(keep),
             (Limit::Weight, Some(sizes)) => sizes.largest(keep),
         };
-        self.refresh_epoch();
+        if victim.is_none() {
+            // Else when it leaves.
+            self.refresh_epoch();
+        }
         victim
     }
 
@@ -519,6 +522,7 @@ impl<K, V> Table<K, V> {
             EvictReason::Evicted => self.policy.evict(id, entry.hash),
             EvictReason::Expired => self.policy.remove(id),
         }
+        self.refresh_epoch();
         Some(entry)
     }
 

@@ -17,7 +17,7 @@
 use crate::sync::atomic::{AtomicU8, Ordering::Relaxed};
 
 use super::super::index::SlotHash;
-use super::super::list::{Links, List, validate_lists};
+use super::super::list::{Linked, Links, List, validate_lists};
 use super::super::slots::{SlotId, Slots};
 use super::contract::{HitNote, Policy, epoch_of};
 
@@ -25,18 +25,37 @@ use super::contract::{HitNote, Policy, epoch_of};
 const MOST_USES: u8 = 3;
 /// Uses that let an entry go on from small to main.
 const PROVEN: u8 = 2;
+/// Uses that let an entry go round in main.
+const PROVEN_AGAIN: u8 = 1;
 /// Set in the byte of an entry that is in main.
 const IN_MAIN: u8 = 1 << 7;
 /// Entries looked at for one eviction at most.
 const LOOK: usize = 64;
 
+/// A slot in its queue.
+#[derive(Debug, Default)]
+struct Node {
+    links: Links,
+    /// Its uses, and [`IN_MAIN`]. Under the read lock only the uses are written, and a use lost to a
+    /// race of two hits is one of at most three; the queue changes under the write lock.
+    uses: AtomicU8,
+}
+
+impl Linked for Node {
+    #[inline]
+    fn links(&self) -> &Links {
+        &self.links
+    }
+
+    #[inline]
+    fn links_mut(&mut self) -> &mut Links {
+        &mut self.links
+    }
+}
+
 #[derive(Debug, Default)]
 pub(in super::super) struct S3Fifo {
-    links: Slots<Links>,
-    /// Uses of each slot, and [`IN_MAIN`]. Under the read lock only the uses are written, and a
-    /// use lost to a race of two hits is one of at most three; the queue changes under the write
-    /// lock.
-    uses: Slots<AtomicU8>,
+    nodes: Slots<Node>,
     small: List,
     main: List,
     ghosts: Ghosts,
@@ -49,33 +68,45 @@ impl S3Fifo {
         self.small.len() + self.main.len()
     }
 
+    #[inline]
     fn small_is_over_its_share(&self) -> bool {
         self.small.len() > 0 && self.small.len() * 10 >= self.len()
     }
 
-    /// Puts a slot that is in no queue into main, with `uses` left.
-    fn push_main(&mut self, slot: SlotId, uses: u8) {
-        *self.uses.reach(slot).get_mut() = IN_MAIN | uses;
-        self.main.push_front(&mut self.links, slot);
+    /// Puts a slot that is in no queue into main.
+    fn push_main(&mut self, slot: SlotId) {
+        self.main.push_front(&mut self.nodes, slot);
+        *self.nodes[slot].uses.get_mut() = IN_MAIN;
+    }
+
+    /// Puts a slot that is in no queue into small.
+    fn push_small(&mut self, slot: SlotId) {
+        self.small.push_front(&mut self.nodes, slot);
+        *self.nodes[slot].uses.get_mut() = 0;
     }
 
     /// Takes a slot out of its queue. Whether that was main.
     #[inline]
     fn leave(&mut self, slot: SlotId) -> bool {
-        let was_in_main = *self.uses[slot].get_mut() & IN_MAIN != 0;
+        let was_in_main = *self.nodes[slot].uses.get_mut() & IN_MAIN != 0;
         let queue = if was_in_main { &mut self.main } else { &mut self.small };
-        queue.remove(&mut self.links, slot);
+        queue.remove(&mut self.nodes, slot);
         was_in_main
+    }
+
+    #[inline(never)]
+    fn change_queue(&mut self, slot: SlotId, to_main: bool) {
+        self.leave(slot);
+        if to_main { self.push_main(slot) } else { self.push_small(slot) }
     }
 }
 
 impl Policy for S3Fifo {
     fn insert(&mut self, slot: SlotId, hash: SlotHash, _: u64) {
         if self.ghosts.take(hash) {
-            self.push_main(slot, 0);
+            self.push_main(slot);
         } else {
-            *self.uses.reach(slot).get_mut() = 0;
-            self.small.push_front(&mut self.links, slot);
+            self.push_small(slot);
         }
     }
 
@@ -86,7 +117,7 @@ impl Policy for S3Fifo {
 
     #[inline]
     fn hit(&self, slot: SlotId) -> HitNote {
-        let byte = &self.uses[slot];
+        let byte = &self.nodes[slot].uses;
         let seen = byte.load(Relaxed);
         if seen & !IN_MAIN < MOST_USES {
             byte.store(seen + 1, Relaxed);
@@ -106,52 +137,64 @@ impl Policy for S3Fifo {
     }
 
     fn evict(&mut self, slot: SlotId, hash: SlotHash) {
+        let len = self.len();
         if !self.leave(slot) {
-            // As many ghosts as main has entries when it is full.
-            let remembered = self.len() - self.len() / 10;
-            self.ghosts.remember(hash, remembered);
+            self.ghosts.remember(hash, len);
+        }
+    }
+
+    /// Nearly always one leaves the queue that the other enters.
+    fn exchange(&mut self, slot: SlotId, old: SlotHash, new: SlotHash, _: u64) {
+        let len = self.len();
+        let uses = self.nodes[slot].uses.get_mut();
+        let was_in_main = *uses & IN_MAIN != 0;
+        *uses &= IN_MAIN;
+        if !was_in_main {
+            self.ghosts.remember(old, len);
+        }
+        let is_for_main = self.ghosts.take(new);
+        match (was_in_main, is_for_main) {
+            (false, false) => self.small.move_to_front(&mut self.nodes, slot),
+            (true, true) => self.main.move_to_front(&mut self.nodes, slot),
+            _ => self.change_queue(slot, is_for_main),
         }
     }
 
     fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
         for _ in 0..LOOK {
             let from_small = self.small_is_over_its_share() || self.main.len() == 0;
-            let queue = if from_small { &self.small } else { &self.main };
+            let (queue, proven) =
+                if from_small { (&self.small, PROVEN) } else { (&self.main, PROVEN_AGAIN) };
             let oldest = queue.back()?;
-            let uses = *self.uses[oldest].get_mut() & !IN_MAIN;
+            let uses = *self.nodes[oldest].uses.get_mut() & !IN_MAIN;
+            if uses < proven && keep != Some(oldest) {
+                return Some(oldest);
+            }
+            self.round = self.round.wrapping_add(1);
             if from_small {
-                if uses < PROVEN && keep != Some(oldest) {
-                    return Some(oldest);
-                }
-                self.round = self.round.wrapping_add(1);
-                self.small.remove(&mut self.links, oldest);
-                self.push_main(oldest, 0);
+                self.change_queue(oldest, true);
             } else {
-                if uses == 0 && keep != Some(oldest) {
-                    return Some(oldest);
-                }
-                self.round = self.round.wrapping_add(1);
-                self.main.remove(&mut self.links, oldest);
-                self.push_main(oldest, uses.saturating_sub(1));
+                self.main.move_to_front(&mut self.nodes, oldest);
+                *self.nodes[oldest].uses.get_mut() = IN_MAIN | uses.saturating_sub(1);
             }
         }
         // Everything looked at is in use, so one victim is about as good as another.
         [&self.main, &self.small].into_iter().find_map(|queue| {
             let oldest = queue.back()?;
-            if keep == Some(oldest) { queue.ahead_of(&self.links, oldest) } else { Some(oldest) }
+            if keep == Some(oldest) { queue.ahead_of(&self.nodes, oldest) } else { Some(oldest) }
         })
     }
 
     /// What is in main before what is in small, and the more uses the sooner.
     fn heat(&self, slot: SlotId) -> u32 {
-        self.uses.get(slot).map_or(0, |uses| u32::from(uses.load(Relaxed)))
+        self.nodes.get(slot).map_or(0, |node| u32::from(node.uses.load(Relaxed)))
     }
 
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {
-        validate_lists(&[&self.small, &self.main], &self.links, occupied);
+        validate_lists(&[&self.small, &self.main], &self.nodes, occupied);
         for (list, policy_epoch) in [(&self.small, 0), (&self.main, IN_MAIN)] {
-            for slot in list.iter(&self.links) {
-                let byte = self.uses[slot].load(Relaxed);
+            for slot in list.iter(&self.nodes) {
+                let byte = self.nodes[slot].uses.load(Relaxed);
                 assert_eq!(byte & IN_MAIN, policy_epoch, "{slot:?} is marked for the other queue");
                 assert!(byte & !IN_MAIN <= MOST_USES);
             }
@@ -168,11 +211,11 @@ type Bucket = [u32; WAYS];
 
 /// Fingerprints of what left the small queue; each is forgotten after as many further evictions as
 /// the queue is long.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Ghosts {
     buckets: Box<[Bucket]>,
-    /// How many evictions a fingerprint is remembered for.
-    length: usize,
+    /// The least length of the shard for which these are enough, and how much more it may be.
+    fits: (usize, usize),
     /// Evictions in a unit of time.
     unit: u32,
     /// Evictions left in the present one.
@@ -182,6 +225,14 @@ struct Ghosts {
     time: u32,
     /// The age up to which a fingerprint is remembered: the length of the queue, in units.
     oldest: u32,
+}
+
+impl Default for Ghosts {
+    fn default() -> Self {
+        // No shard has such a length: there are no buckets yet.
+        let (buckets, fits) = (Box::default(), (usize::MAX, 0));
+        Self { buckets, fits, unit: 0, left: 0, time: 0, oldest: 0 }
+    }
 }
 
 impl Ghosts {
@@ -208,14 +259,12 @@ impl Ghosts {
         (bucket as usize, hash.0 << 16)
     }
 
-    /// Remembers `hash`; the queue is to be about `length` long.
+    /// Remembers `hash`, which left a shard of `len` entries.
     #[inline]
-    fn remember(&mut self, hash: SlotHash, length: usize) {
-        if length > self.length + self.length / 2
-            || length < self.length / 4
-            || self.buckets.is_empty()
-        {
-            self.resize(length);
+    fn remember(&mut self, hash: SlotHash, len: usize) {
+        // One comparison: below the least this is a large number.
+        if len.wrapping_sub(self.fits.0) > self.fits.1 {
+            self.resize(len);
         }
         self.left -= 1;
         if self.left == 0 {
@@ -230,28 +279,38 @@ impl Ghosts {
         }
     }
 
-    /// Starts over with another length. What was remembered is lost; that happens when the shard
-    /// has grown by half since, not in steady state, and spares a rehash under the lock. The new
-    /// words come zeroed from the allocator.
+    /// Starts over for another length of the shard. What was remembered is lost; that happens when
+    /// the shard has grown by half since, not in steady state, and spares a rehash under the lock. The
+    /// new words come zeroed from the allocator.
     #[cold]
     #[inline(never)]
-    fn resize(&mut self, length: usize) {
-        self.length = length.max(WAYS);
-        let unit = self.length.div_ceil(Self::UNITS);
+    fn resize(&mut self, len: usize) {
+        self.fits = (len / 4, len / 2 + len - len / 4);
+        // As many ghosts as main has entries when it is full.
+        let length = (len - len / 10).max(WAYS);
+        let unit = length.div_ceil(Self::UNITS);
         // A quarter more than the length: buckets fill unevenly.
-        let buckets = (self.length + self.length / 4).div_ceil(WAYS);
+        let buckets = (length + length / 4).div_ceil(WAYS);
         self.buckets = vec![Bucket::default(); buckets].into_boxed_slice();
         self.unit = u32::try_from(unit).unwrap_or(u32::MAX);
         self.left = self.unit + 1;
         self.time = 1;
-        self.oldest = self.length.div_ceil(unit) as u32;
+        self.oldest = length.div_ceil(unit) as u32;
     }
 
     /// Whether `hash` is remembered; if so it is forgotten now.
     #[inline]
     fn take(&mut self, hash: SlotHash) -> bool {
         let (bucket, fingerprint) = self.place(hash);
-        let Some(&words) = self.buckets.get(bucket) else { return false };
+        let Some(words) = self.buckets.get(bucket) else { return false };
+        // All four at once: nearly always none has even the fingerprint.
+        let same = words.map(|word| (word ^ fingerprint) >> 16 == 0);
+        same.contains(&true) && self.take_found(bucket, fingerprint)
+    }
+
+    #[inline(never)]
+    fn take_found(&mut self, bucket: usize, fingerprint: u32) -> bool {
+        let words = self.buckets[bucket];
         let Some(found) = words.iter().position(|&word| self.is(word, fingerprint)) else {
             return false;
         };
