@@ -118,10 +118,10 @@ impl Budget {
         }
     }
 
-    /// What stands in the way of one more entry of this weight.
+    /// What stands in the way of one more entry of this weight where so much is `used`.
     #[inline]
-    pub(super) fn room_for(&self, weight: u64) -> Room {
-        let (used, max) = (self.used(), self.max());
+    pub(super) fn room_for(&self, used: Usage, weight: u64) -> Room {
+        let max = self.max();
         if used.entries > max.entries || used.weight > max.weight {
             Room::Exceeded
         } else if used.entries == max.entries {

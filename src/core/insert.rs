@@ -1,7 +1,6 @@
 //! Operations that write one key; how room is made for it is in [`make_room`](super::make_room).
 
 use std::hash::{BuildHasher, Hash};
-use std::mem;
 use std::time::Duration;
 
 use equivalent::Equivalent;
@@ -9,13 +8,25 @@ use equivalent::Equivalent;
 use crate::error::{CacheError, InsertError};
 use crate::sync::atomic::Ordering::{Acquire, Relaxed};
 
-use super::budget::{Reservation, Usage};
+use super::budget::{Budget, Reservation, Usage};
 use super::make_room::{Attempt, InsertOptions, Put, Stored};
 use super::removal::Gone;
 use super::shard::Unlock;
 use super::table::State;
 use super::wait::{Forever, Try, Until, Wait};
 use super::{RemovalCause, ShardedCache};
+
+/// What an insert needs where it is not stored at once.
+struct Late<'b, K, V> {
+    reservation: Reservation<'b>,
+    gone: Gone<K, V>,
+}
+
+impl<'b, K, V> Late<'b, K, V> {
+    fn new(budget: &'b Budget) -> Self {
+        Self { reservation: Reservation::new(budget), gone: Gone::default() }
+    }
+}
 
 impl<K, V, S> ShardedCache<K, V, S>
 where
@@ -315,22 +326,22 @@ where
         let Some((key, value)) = &*entry else { unreachable!("an insert has an entry") };
         let put = self.begin_insert(key, value, options);
         self.admit(&put)?;
-        let mut reservation = None;
-        let mut gone = Gone::default();
+        let mut late = None;
         // Not by `change`: nearly always nothing is left to do after this lock hold but to drop what
         // is gone, and that needs no notifier.
         let first = put.at.shard.write(wait, Unlock::Plain, |table| {
             // Acquire: see the head of `invalidate.rs`, case 4. `change` renews an outdated table.
             let is_current = table.generation() == self.generation.load(Acquire);
-            is_current.then(|| self.insert_locked(&put, &mut reservation, table, entry, &mut gone))
+            is_current.then(|| {
+                self.insert_at_once(&put, table, entry).unwrap_or_else(|leaver| {
+                    let Late { reservation, gone } = late.insert(Late::new(&self.budget));
+                    self.insert_with_room(put, leaver, reservation, table, entry, gone)
+                })
+            })
         });
         match first.flatten() {
-            Some(Ok(_)) if self.removals.is_idle() => {
-                // Empty again.
-                mem::forget(reservation);
-                Ok(())
-            }
-            first => self.finish_insert(put, reservation, first, entry, gone, wait),
+            Some(Ok(_)) if self.removals.is_idle() => Ok(()),
+            first => self.finish_insert(put, late, first, entry, wait),
         }
     }
 
@@ -341,15 +352,16 @@ where
     fn finish_insert<'b, W: Wait>(
         &'b self,
         mut put: Put<'_, K, V>,
-        reservation: Option<Reservation<'b>>,
+        late: Option<Late<'b, K, V>>,
         first: Option<Attempt>,
         entry: &mut Option<(K, V)>,
-        mut gone: Gone<K, V>,
         wait: W,
     ) -> Result<(), CacheError> {
         let mut notifier = self.notifier();
-        let first = first.map(|attempt| (attempt, !gone.is_empty()));
-        notifier.dispose_all(gone.drain());
+        let (reservation, mut gone) =
+            late.map(|Late { reservation, gone }| (reservation, gone)).unzip();
+        let first = first.map(|attempt| (attempt, gone.as_ref().is_some_and(|it| !it.is_empty())));
+        notifier.dispose_all(gone.iter_mut().flat_map(Gone::drain));
         let stored = self.insert_retrying(&mut put, reservation, first, entry, &mut notifier, wait);
         if let Ok(Stored::InPlaceOf(cause)) = stored
             && let Some((key, value)) = entry.take()

@@ -3,13 +3,15 @@
 //! # The way of a put
 //!
 //! Weigh, refuse what can never fit, hash. Then, under the write lock of the key's own shard,
-//! [`insert_locked`](ShardedCache::insert_locked): find the old entry; reserve what the new one needs
-//! beyond it; while the budget has no room, let entries of this shard leave and take over their room;
-//! insert. Unlock; tell the listener of those that left, drop them. Nearly always that is all.
+//! [`insert_at_once`](ShardedCache::insert_at_once): replace the old entry, or insert where there is
+//! room, or take the slot and the room of the one that leaves next. Where that is not enough,
+//! [`insert_with_room`](ShardedCache::insert_with_room): reserve what the new one needs beyond the old;
+//! while the budget has no room, let entries of this shard leave and take over their room; insert.
+//! Unlock; tell the listener of those that left, drop them. Nearly always that is all.
 //!
 //! A shard that holds clearly less than its share is not made to give more: then room is taken from
 //! other shards, one at a time and with no other lock held, into the same reservation; and
-//! [`insert_retrying`](ShardedCache::insert_retrying) calls `insert_locked` again. What a put has
+//! [`insert_retrying`](ShardedCache::insert_retrying) tries again. What a put has
 //! freed stays reserved for it, so each round has more than the one before. Where nothing is left to
 //! evict because other writers hold all the room in their reservations, it gives its own back and
 //! waits a little, a bounded number of times.
@@ -29,7 +31,7 @@ use super::shard::{BITE, Shard, Unlock};
 use super::table::expiry::Life;
 use super::table::index::SlotHash;
 use super::table::slots::SlotId;
-use super::table::{Entry, EvictReason, NewEntry, State, Table};
+use super::table::{Entry, EvictReason, NewEntry, Replace, State, Table};
 use super::wait::{Until, Wait};
 use super::{Place, RemovalCause, ShardedCache};
 
@@ -89,7 +91,7 @@ pub(super) enum Stored {
 }
 
 /// What is to leave for a put, but is not enough.
-type TooLight = (SlotId, EvictReason, Limit);
+pub(super) type TooLight = (SlotId, EvictReason, Limit);
 
 /// What stands in the way of a put under the lock of its shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -183,108 +185,83 @@ where
     /// Else it names what would leave in the third, if there was such an entry.
     // Always: a call passes what is known of the entry through memory, a tenth of a replacement.
     #[inline(always)]
-    fn insert_at_once(
+    pub(super) fn insert_at_once(
         &self,
         put: &Put<'_, K, V>,
         table: &mut Table<K, V>,
         entry: &mut Option<(K, V)>,
-    ) -> Result<Stored, Option<TooLight>> {
+    ) -> Result<Attempt, Option<TooLight>> {
         let Some((key, value)) = entry else { unreachable!("what is stored is not tried again") };
         // Not copied as a whole: what is known of the entry stays in registers.
         let Put { at: Place { shard, .. }, new_entry, .. } = put;
-        let weight = new_entry.weight;
-        if let Some((id, found)) = table.find(new_entry.hash, key) {
-            let old = found.weight;
-            if table.is_dead(id, found, new_entry.now)
-                || weight > old && !self.budget.try_reserve_weight(weight - old)
-            {
-                return Err(None);
-            }
-            table.replace(id, value, new_entry);
-            if weight < old {
-                self.budget.release_weight(old - weight);
-            }
-            shard.counters.count_removal(RemovalCause::Replaced);
-            return Ok(Stored::InPlaceOf(RemovalCause::Replaced));
+        if let Some(condition) = put.options.condition
+            && self.is_superseded(condition, new_entry.hash, new_entry.now, table, key)
+        {
+            return Ok(Err(NeedsRoom::Superseded));
         }
-        match self.budget.room_for(weight) {
-            Room::Free => {
-                if table.is_full() || !self.budget.try_reserve(weight) {
-                    return Err(None);
-                }
+        let weight = new_entry.weight;
+        let fits = |old| weight < old || self.budget.try_reserve_weight(weight - old);
+        match table.replace(key, value, new_entry, fits) {
+            Replace::Done(old) => {
+                self.release_surplus(old, weight);
+                shard.counters.count_removal(RemovalCause::Replaced);
+                return Ok(Ok(Stored::InPlaceOf(RemovalCause::Replaced)));
+            }
+            Replace::Refused => return Err(None),
+            Replace::Absent => {}
+        }
+        let used = self.budget.used();
+        match self.budget.room_for(used, weight) {
+            Room::Full(limit) if !put.options.only_free_room => {
+                let may_evict = self.has_its_share(table.held(), used, limit);
+                let leaver = table.leaver_for_another(limit, new_entry.now, may_evict);
+                let Some((id, reason)) = leaver else { return Err(None) };
+                let Some(freed) = table.exchange((id, reason), entry, new_entry, fits) else {
+                    return Err(Some((id, reason, limit)));
+                };
+                self.release_surplus(freed, weight);
+                shard.counters.insertions.count();
+                let cause = shard.counters.count_eviction(reason, limit);
+                Ok(Ok(Stored::InPlaceOf(cause)))
+            }
+            Room::Free if !table.is_full() && self.budget.try_reserve(weight) => {
                 let Some((key, value)) = entry.take() else {
                     unreachable!("it is there, see above")
                 };
                 table.insert(key, value, NewEntry { ..*new_entry });
                 shard.counters.insertions.count();
-                Ok(Stored::Inserted)
+                Ok(Ok(Stored::Inserted))
             }
-            Room::Full(limit) if !put.options.only_free_room => {
-                let may_evict = self.has_its_share(table.held(), limit);
-                let leaves = table.next_to_leave(limit, new_entry.now, None, may_evict);
-                let Some((id, reason)) = leaves else { return Err(None) };
-                let freed = table.entry(id).map_or(0, |entry| entry.weight);
-                if weight > freed && !self.budget.try_reserve_weight(weight - freed) {
-                    return Err(Some((id, reason, limit)));
-                }
-                table.exchange((id, reason), key, value, new_entry);
-                if weight < freed {
-                    self.budget.release_weight(freed - weight);
-                }
-                shard.counters.insertions.count();
-                Ok(Stored::InPlaceOf(shard.counters.count_eviction(reason, limit)))
-            }
-            Room::Full(_) | Room::Exceeded => Err(None),
+            _ => Err(None),
         }
     }
 
-    /// Under the write lock of the key's own shard: makes room and stores the entry, or says what
-    /// stands in the way. Where it stores it, a reservation that was empty is so again. It is made only
-    /// where room is needed: most inserts need none.
-    // Always: as `insert_at_once`.
-    #[inline(always)]
-    pub(super) fn insert_locked<'b>(
-        &'b self,
-        put: &Put<'_, K, V>,
-        reservation: &mut Option<Reservation<'b>>,
-        table: &mut Table<K, V>,
-        entry: &mut Option<(K, V)>,
-        gone: &mut Gone<K, V>,
-    ) -> Attempt {
-        if let Some(condition) = put.options.condition
-            && let Some((key, _)) = entry
-            && self.is_superseded(condition, put.new_entry.hash, put.new_entry.now, table, key)
-        {
-            return Err(NeedsRoom::Superseded);
+    /// Gives back what one that left had more than the one in its place, under the lock still.
+    #[inline]
+    fn release_surplus(&self, old: u64, new: u64) {
+        if new < old {
+            self.budget.release_weight(old - new);
         }
-        let mut leaves = None;
-        // What is reserved is for this entry, so it does not begin with the room of another.
-        if reservation.as_ref().is_none_or(Reservation::is_empty) {
-            match self.insert_at_once(put, table, entry) {
-                Ok(stored) => return Ok(stored),
-                Err(too_light) => leaves = too_light,
-            }
-        }
-        self.insert_with_room(*put, leaves, reservation, table, entry, gone)
     }
 
-    /// [`insert_locked`](Self::insert_locked) where more than one entry has to leave, or none may, or
-    /// that of the key is dead.
+    /// Under the write lock of the key's own shard, where the entry was not stored
+    /// [at once](Self::insert_at_once): more than one entry has to leave, or none may, or that of the
+    /// key is dead. Makes room and stores it, or says what stands in the way. Where it stores it, a
+    /// reservation that was empty is so again.
     // Takes a copy of the put: what a reference is made to stands in memory on the other ways, too.
     #[cold]
     #[inline(never)]
-    fn insert_with_room<'b>(
-        &'b self,
+    pub(super) fn insert_with_room(
+        &self,
         put: Put<'_, K, V>,
-        leaves: Option<TooLight>,
-        reservation: &mut Option<Reservation<'b>>,
+        leaver: Option<TooLight>,
+        reservation: &mut Reservation<'_>,
         table: &mut Table<K, V>,
         entry: &mut Option<(K, V)>,
         gone: &mut Gone<K, V>,
     ) -> Attempt {
         let Put { at: Place { shard, .. }, ref new_entry, .. } = put;
-        let reservation = self.reserved(reservation);
-        if let Some((id, reason, limit)) = leaves
+        if let Some((id, reason, limit)) = leaver
             && let Some(Entry { key, value, weight, .. }) = table.evict((id, reason))
         {
             reservation.take_over(Usage::one(weight));
@@ -308,13 +285,13 @@ where
         {
             return Err(NeedsRoom::NoRoom);
         }
-        if let Some(id) = replaces {
-            let old = table.replace(id, value, new_entry);
-            if new_entry.weight != old {
-                reservation.take_over(Usage { entries: 0, weight: old });
-                reservation.spend(Usage { entries: 0, weight: new_entry.weight });
-                reservation.release();
-            }
+        if replaces.is_some() {
+            let Replace::Done(old) = table.replace(key, value, new_entry, |_| true) else {
+                unreachable!("it was found under this lock hold, and alive")
+            };
+            reservation.take_over(Usage { entries: 0, weight: old });
+            reservation.spend(Usage { entries: 0, weight: new_entry.weight });
+            reservation.release();
             shard.counters.count_removal(RemovalCause::Replaced);
             return Ok(Stored::InPlaceOf(RemovalCause::Replaced));
         }
@@ -344,7 +321,8 @@ where
         reservation.get_or_insert_with(|| Reservation::new(&self.budget))
     }
 
-    /// [`insert_locked`](Self::insert_locked) for all tries but the first of a put.
+    /// Under the write lock of the key's own shard: stores the entry, or says what stands in the way. For
+    /// all tries but the first of a put.
     #[inline(never)]
     pub(super) fn insert_again<'b>(
         &'b self,
@@ -354,7 +332,16 @@ where
         entry: &mut Option<(K, V)>,
         gone: &mut Gone<K, V>,
     ) -> Attempt {
-        let attempt = self.insert_locked(put, reservation, table, entry, gone);
+        let mut leaver = None;
+        // What is reserved is for this entry, so it does not begin with the room of another.
+        if reservation.as_ref().is_none_or(Reservation::is_empty) {
+            match self.insert_at_once(put, table, entry) {
+                Ok(attempt) => return attempt,
+                Err(too_light) => leaver = too_light,
+            }
+        }
+        let held = self.reserved(reservation);
+        let attempt = self.insert_with_room(*put, leaver, held, table, entry, gone);
         if let (Ok(_), Some(reservation)) = (attempt, reservation) {
             // What an earlier try has left in it belongs to the writer that comes next: under the lock
             // still, and before the listener is called.
@@ -449,7 +436,8 @@ where
         gone: &mut Gone<K, V>,
     ) -> bool {
         while let Err(limit) = reservation.cover(need) {
-            let may_evict = put.desperate || self.has_its_share(table.held(), limit);
+            let may_evict =
+                put.desperate || self.has_its_share(table.held(), self.budget.used(), limit);
             let victim = if put.options.only_free_room || gone.len() >= BITE {
                 None
             } else {
@@ -517,8 +505,7 @@ impl<K, V, S> ShardedCache<K, V, S> {
     /// Whether a shard that holds this much holds about its share, so that it should give what its
     /// own newcomers need. Three quarters of the mean: keys spread over shards unevenly, and a
     /// shard that is merely below the mean is not to send its writers elsewhere.
-    fn has_its_share(&self, held: Usage, limit: Limit) -> bool {
-        let used = self.budget.used();
+    fn has_its_share(&self, held: Usage, used: Usage, limit: Limit) -> bool {
         let (own, all) = match limit {
             Limit::Entries => (held.entries, used.entries),
             Limit::Weight => (held.weight, used.weight),

@@ -30,7 +30,7 @@ use equivalent::Equivalent;
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use idle::Idle;
-use index::{Index, SlotHash};
+use index::{First, Index, SlotHash};
 use orders::Orders;
 use policy::{AnyPolicy, HitNote, NO_EPOCH, Policy};
 use slots::{SlotId, Slots};
@@ -47,6 +47,20 @@ pub(super) use store::Entries;
 pub(super) enum EvictReason {
     Expired,
     Evicted,
+}
+
+/// The slot of an entry that is to leave, and why.
+pub(super) type Leaver = (SlotId, EvictReason);
+
+/// What became of a [`Table::replace`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Replace {
+    /// With the old weight.
+    Done(u64),
+    /// The key is not here.
+    Absent,
+    /// Nothing has changed: its entry is dead, or the new one does not fit.
+    Refused,
 }
 
 /// What an entry is good for at some moment.
@@ -309,33 +323,63 @@ impl<K, V> Table<K, V> {
         }
     }
 
-    /// Exchanges the value of an entry and `value`, and gives it the weight and the time-to-live of
-    /// the new entry. That counts as a use. Returns the old weight.
+    /// Exchanges the value of the entry of `key` and `value`, and gives it the weight and the
+    /// time-to-live of the new entry, unless it is dead, or does not `fit`, which is asked with its old
+    /// weight where the two are different. That counts as a use.
     // Always: a call passes the whole new entry through memory.
     #[inline(always)]
-    pub(super) fn replace(&mut self, id: SlotId, value: &mut V, new_entry: &NewEntry) -> u64 {
-        let expiry = self.stamp(new_entry.span, new_entry.now);
-        let Some(entry) = self.store.entry_mut(id) else {
-            unreachable!("{id:?} was found under this lock hold");
+    pub(super) fn replace(
+        &mut self,
+        key: &K,
+        value: &mut V,
+        new_entry: &NewEntry,
+        fits: impl FnOnce(u64) -> bool,
+    ) -> Replace
+    where
+        K: Eq,
+    {
+        let NewEntry { hash, weight, span, now, written, .. } = *new_entry;
+        let Some((id, entry)) = find_mut(&self.index, &mut self.store, hash, key) else {
+            return Replace::Absent;
         };
+        let idle = self.orders.as_ref().and_then(|orders| orders.idle.as_ref());
+        let old = entry.weight;
+        if !entry.expiry.is_alive_at(now)
+            || idle.is_some_and(|idle| idle.is_idle(id, now))
+            || weight != old && !fits(old)
+        {
+            return Replace::Refused;
+        }
         touch_policy(&mut self.policy, self.policy_epoch, id, entry);
         mem::swap(&mut entry.value, value);
+        self.latest = self.latest.max(now);
+        let expiry = self.latest.expiry(span);
         let old_expiry = mem::replace(&mut entry.expiry, expiry);
-        let old = mem::replace(&mut entry.weight, new_entry.weight);
-        *self.written.at_mut(id) = new_entry.written;
-        if new_entry.weight != old {
-            self.policy.weigh(id, new_entry.weight);
-            self.held.weight = self.held.weight - old + new_entry.weight;
+        entry.weight = weight;
+        *self.written.at_mut(id) = written;
+        if weight != old {
+            self.policy.weigh(id, weight);
+            self.held.weight = self.held.weight - old + weight;
         }
         if self.orders.is_some() || expiry != Stamp::NEVER {
             self.tell_replaced(id, old_expiry, expiry, *new_entry);
         }
-        old
+        Replace::Done(old)
+    }
+
+    // Not inline: most caches have no such order.
+    #[inline(never)]
+    fn tell_replaced(&mut self, id: SlotId, old: Stamp, expiry: Stamp, new_entry: NewEntry) {
+        let now = self.latest;
+        if let Some(orders) = self.orders_for(expiry) {
+            orders.replaced(id, old, expiry, now, new_entry);
+        }
     }
 
     /// Puts a new entry, whose key is not here, into the slot of the one that is to
-    /// [leave next](Self::next_to_leave). In its place `key` and `value` are afterwards those of the
-    /// one that left.
+    /// [leave next](Self::next_to_leave), unless it does not `fit`, which is asked with the weight of
+    /// that one where the two are different. In its place there is afterwards the one that
+    /// left, whose weight is returned.
     ///
     /// In a cache that is full this is what an insert consists of. Taken out and put in one after
     /// the other, each of the two entries would be moved three times and each part told twice.
@@ -343,37 +387,45 @@ impl<K, V> Table<K, V> {
     #[inline(always)]
     pub(super) fn exchange(
         &mut self,
-        (id, reason): (SlotId, EvictReason),
-        key: &mut K,
-        value: &mut V,
+        (id, reason): Leaver,
+        new: &mut Option<(K, V)>,
         new_entry: &NewEntry,
-    ) {
-        let expiry = self.stamp(new_entry.span, new_entry.now);
+        fits: impl FnOnce(u64) -> bool,
+    ) -> Option<u64> {
+        let NewEntry { hash, weight, span, now, written, .. } = *new_entry;
         let Some(entry) = self.store.entry_mut(id) else {
             unreachable!("{id:?} was named under this lock hold");
         };
-        let NewEntry { hash, weight, written, .. } = *new_entry;
-        mem::swap(&mut entry.key, key);
-        mem::swap(&mut entry.value, value);
-        *entry.seen_epoch.get_mut() = Entry::<K, V>::NEVER_SEEN;
+        let old = entry.weight;
+        if weight != old {
+            if !fits(old) {
+                return None;
+            }
+            entry.weight = weight;
+            self.held.weight = self.held.weight - old + weight;
+        }
+        let (key, value) = new.take()?;
+        let key = mem::replace(&mut entry.key, key);
+        let value = mem::replace(&mut entry.value, value);
+        *new = Some((key, value));
+        self.latest = self.latest.max(now);
+        let expiry = self.latest.expiry(span);
         let old_expiry = mem::replace(&mut entry.expiry, expiry);
         let old_hash = mem::replace(&mut entry.hash, hash);
-        let old_weight = mem::replace(&mut entry.weight, weight);
+        *entry.seen_epoch.get_mut() = Entry::<K, V>::NEVER_SEEN;
         *self.written.at_mut(id) = written;
-        self.held.weight = self.held.weight - old_weight + weight;
-        self.index.remove(old_hash, id);
-        self.index.insert(hash, id);
-        match reason {
-            EvictReason::Evicted => self.policy.exchange(id, old_hash, hash, weight),
-            EvictReason::Expired => {
-                self.policy.remove(id);
-                self.policy.insert(id, hash, weight);
-            }
+        self.index.exchange(old_hash, hash, id);
+        let epoch = match reason {
+            EvictReason::Evicted => self.policy.exchange_in_epoch(id, old_hash, hash, weight),
+            EvictReason::Expired => self.policy.renew_in_epoch(id, hash, weight),
+        };
+        if self.table_config.time_to_idle.is_none() {
+            self.policy_epoch = epoch;
         }
-        self.refresh_epoch();
         if self.orders.is_some() || expiry != Stamp::NEVER {
             self.tell_exchanged(id, old_expiry, old_hash, expiry, *new_entry);
         }
+        Some(old)
     }
 
     // Not inline: most caches have no such order.
@@ -390,15 +442,6 @@ impl<K, V> Table<K, V> {
         if let Some(orders) = self.orders_for(expiry) {
             orders.removed(id, old, old_hash);
             orders.inserted(id, expiry, now, new_entry);
-        }
-    }
-
-    // Not inline: most caches have no such order.
-    #[inline(never)]
-    fn tell_replaced(&mut self, id: SlotId, old: Stamp, expiry: Stamp, new_entry: NewEntry) {
-        let now = self.latest;
-        if let Some(orders) = self.orders_for(expiry) {
-            orders.replaced(id, old, expiry, now, new_entry);
         }
     }
 
@@ -502,7 +545,7 @@ impl<K, V> Table<K, V> {
         now: Stamp,
         keep: Option<SlotId>,
         may_evict: bool,
-    ) -> Option<(SlotId, EvictReason)> {
+    ) -> Option<Leaver> {
         if let Some(id) = self.expired(now).filter(|&id| Some(id) != keep) {
             return Some((id, EvictReason::Expired));
         }
@@ -515,8 +558,27 @@ impl<K, V> Table<K, V> {
         Some((id, if is_idle { EvictReason::Expired } else { EvictReason::Evicted }))
     }
 
+    /// [`next_to_leave`](Self::next_to_leave) for a newcomer.
+    // Always: where there are no orders but the policy's, this is all.
+    #[inline(always)]
+    pub(super) fn leaver_for_another(
+        &mut self,
+        limit: Limit,
+        now: Stamp,
+        may_evict: bool,
+    ) -> Option<Leaver> {
+        if self.orders.is_some() || !may_evict {
+            return self.next_to_leave(limit, now, None, may_evict);
+        }
+        let victim = match limit {
+            Limit::Entries => self.policy.victim(None),
+            Limit::Weight => self.policy.victim_for_weight(None),
+        };
+        victim.map(|id| (id, EvictReason::Evicted))
+    }
+
     /// Takes out what is to [leave next](Self::next_to_leave).
-    pub(super) fn evict(&mut self, (id, reason): (SlotId, EvictReason)) -> Option<Entry<K, V>> {
+    pub(super) fn evict(&mut self, (id, reason): Leaver) -> Option<Entry<K, V>> {
         let entry = self.take_from_all_but_policy(id)?;
         match reason {
             EvictReason::Evicted => self.policy.evict(id, entry.hash),
@@ -579,6 +641,37 @@ impl<K, V> Table<K, V> {
             }
         }
     }
+}
+
+/// The slot and the entry of `key`.
+// Always: as `Table::find`. The entry is found in one look at its slot: with a number of it alone the
+// caller would look there again.
+#[inline(always)]
+fn find_mut<'s, K: Eq, V>(
+    index: &Index,
+    store: &'s mut Store<K, V>,
+    hash: SlotHash,
+    key: &K,
+) -> Option<(SlotId, &'s mut Entry<K, V>)> {
+    let id = match index.first(hash) {
+        First::Nowhere => return None,
+        First::Here(id) if store.slot(id).entry_of(key).is_some() => id,
+        First::Here(_) | First::Elsewhere => find_further(index, store, hash, key)?,
+    };
+    store.entry_mut(id).map(|entry| (id, entry))
+}
+
+// Apart, as it is hardly ever called.
+#[cold]
+#[inline(never)]
+fn find_further<K: Eq, V>(
+    index: &Index,
+    store: &Store<K, V>,
+    hash: SlotHash,
+    key: &K,
+) -> Option<SlotId> {
+    let look = |id| store.slot(id).entry_of(key).map(|_| id);
+    index.find(hash, look).or_else(|| index.find_draining(hash, look))
 }
 
 /// Tells the policy of a use under the write lock, unless it has nothing to learn from it.

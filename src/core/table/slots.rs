@@ -73,7 +73,10 @@ impl<T> Slots<T> {
     #[inline(always)]
     pub(super) fn at_mut(&mut self, id: SlotId) -> &mut T {
         let (segment, place) = id.split();
-        &mut self.segments[segment][place]
+        match self.segments.get_mut(segment).and_then(|segment| segment.get_mut(place)) {
+            Some(item) => item,
+            None => missing(id),
+        }
     }
 
     /// Whether one more item would have no id left.
@@ -97,6 +100,13 @@ impl<T> Slots<T> {
         self.len += 1;
         id
     }
+}
+
+// For both checks of an index, as each by itself would keep at hand where it stands in the source.
+#[cold]
+#[inline(never)]
+fn missing(id: SlotId) -> ! {
+    panic!("there is no {id:?}")
 }
 
 /// The items, segment by segment, each given back when it is gone through.
@@ -140,7 +150,10 @@ impl<T> std::ops::Index<SlotId> for Slots<T> {
     #[inline]
     fn index(&self, id: SlotId) -> &T {
         let (segment, place) = id.split();
-        &self.segments[segment][place]
+        match self.segments.get(segment).and_then(|segment| segment.get(place)) {
+            Some(item) => item,
+            None => missing(id),
+        }
     }
 }
 

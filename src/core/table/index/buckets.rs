@@ -115,6 +115,17 @@ pub(super) const fn room(buckets: usize) -> usize {
     (buckets * 6).saturating_sub(6)
 }
 
+/// Where the search for a hash leads first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::core::table) enum First {
+    /// To this slot. Where that is not the one, there may be others.
+    Here(SlotId),
+    /// To another bucket or table.
+    Elsewhere,
+    /// No slot has this hash.
+    Nowhere,
+}
+
 /// The buckets. Not all of them are full, which ends every search.
 #[derive(Debug, Default)]
 pub(super) struct Buckets {
@@ -168,6 +179,18 @@ impl Buckets {
             return if found.is_some() { found } else { self.find_another(spread, look) };
         }
         if bucket.is_full() { self.find_behind(spread, look) } else { None }
+    }
+
+    /// Where [`find`](Self::find) looks first.
+    // Always: see `Table::find`.
+    #[inline(always)]
+    pub(super) fn first(&self, spread: Spread) -> First {
+        let Some(bucket) = self.buckets.get(self.home(spread)) else { return First::Nowhere };
+        match Lanes::with(spread.0, bucket.spreads).next() {
+            Some(lane) => First::Here(SlotId::from_bits(bucket.slot(lane))),
+            None if bucket.is_full() => First::Elsewhere,
+            None => First::Nowhere,
+        }
     }
 
     /// As [`find`](Self::find), after its only look was in vain.

@@ -12,6 +12,7 @@ mod buckets;
 mod tests;
 
 use super::slots::SlotId;
+pub(super) use buckets::First;
 use buckets::{Bucket, Buckets, Spread, room};
 
 /// Buckets moved with each insert while two tables are in use.
@@ -68,6 +69,16 @@ impl Index {
         look: impl Fn(SlotId) -> Option<R>,
     ) -> Option<R> {
         self.table.find(hash.spread(), look)
+    }
+
+    /// Where to look for a key first, and whether that is all.
+    // Always: see `Table::find`.
+    #[inline(always)]
+    pub(super) fn first(&self, hash: SlotHash) -> First {
+        match self.table.first(hash.spread()) {
+            First::Nowhere if self.is_draining() => First::Elsewhere,
+            first => first,
+        }
     }
 
     /// Whether two tables are in use.
@@ -173,6 +184,13 @@ impl Index {
         if !self.table.remove(hash.spread(), id) {
             self.remove_draining(hash, id);
         }
+    }
+
+    /// Takes `id` out, which has the hash `old`, and adds it with `new`.
+    #[inline]
+    pub(in crate::core) fn exchange(&mut self, old: SlotHash, new: SlotHash, id: SlotId) {
+        self.remove(old, id);
+        self.insert(new, id);
     }
 
     #[cold]

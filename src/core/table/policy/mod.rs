@@ -99,6 +99,36 @@ impl AnyPolicy {
     }
 }
 
+impl AnyPolicy {
+    /// [`exchange`](Policy::exchange), and the epoch after it.
+    // Always: one look at which policy it is.
+    #[inline(always)]
+    pub(super) fn exchange_in_epoch(
+        &mut self,
+        slot: SlotId,
+        old: SlotHash,
+        new: SlotHash,
+        weight: u64,
+    ) -> u32 {
+        each!(self, policy => {
+            policy.exchange(slot, old, new, weight);
+            policy.policy_epoch()
+        })
+    }
+
+    /// As [`exchange_in_epoch`](Self::exchange_in_epoch), where the old entry leaves for another reason
+    /// than that the policy chose it.
+    #[cold]
+    #[inline(never)]
+    pub(super) fn renew_in_epoch(&mut self, slot: SlotId, new: SlotHash, weight: u64) -> u32 {
+        each!(self, policy => {
+            policy.remove(slot);
+            policy.insert(slot, new, weight);
+            policy.policy_epoch()
+        })
+    }
+}
+
 impl Policy for AnyPolicy {
     fn insert(&mut self, slot: SlotId, hash: SlotHash, weight: u64) {
         each!(self, policy => policy.insert(slot, hash, weight));
@@ -132,10 +162,6 @@ impl Policy for AnyPolicy {
 
     fn evict(&mut self, slot: SlotId, hash: SlotHash) {
         each!(self, policy => policy.evict(slot, hash));
-    }
-
-    fn exchange(&mut self, slot: SlotId, old: SlotHash, new: SlotHash, weight: u64) {
-        each!(self, policy => policy.exchange(slot, old, new, weight));
     }
 
     fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId> {

@@ -94,6 +94,33 @@ impl S3Fifo {
         was_in_main
     }
 
+    /// [`victim`](Policy::victim) where the oldest in small is none.
+    #[inline(never)]
+    fn look_for_victim(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+        for _ in 0..LOOK {
+            let from_small = self.small_is_over_its_share() || self.main.len() == 0;
+            let (queue, proven) =
+                if from_small { (&self.small, PROVEN) } else { (&self.main, PROVEN_AGAIN) };
+            let oldest = queue.back()?;
+            let uses = *self.nodes[oldest].uses.get_mut() & !IN_MAIN;
+            if uses < proven && keep != Some(oldest) {
+                return Some(oldest);
+            }
+            self.round = self.round.wrapping_add(1);
+            if from_small {
+                self.change_queue(oldest, true);
+            } else {
+                self.main.move_to_front(&mut self.nodes, oldest);
+                *self.nodes[oldest].uses.get_mut() = IN_MAIN | uses.saturating_sub(1);
+            }
+        }
+        // Everything looked at is in use, so one victim is about as good as another.
+        [&self.main, &self.small].into_iter().find_map(|queue| {
+            let oldest = queue.back()?;
+            if keep == Some(oldest) { queue.ahead_of(&self.nodes, oldest) } else { Some(oldest) }
+        })
+    }
+
     #[inline(never)]
     fn change_queue(&mut self, slot: SlotId, to_main: bool) {
         self.leave(slot);
@@ -160,29 +187,16 @@ impl Policy for S3Fifo {
         }
     }
 
+    #[inline]
     fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
-        for _ in 0..LOOK {
-            let from_small = self.small_is_over_its_share() || self.main.len() == 0;
-            let (queue, proven) =
-                if from_small { (&self.small, PROVEN) } else { (&self.main, PROVEN_AGAIN) };
-            let oldest = queue.back()?;
-            let uses = *self.nodes[oldest].uses.get_mut() & !IN_MAIN;
-            if uses < proven && keep != Some(oldest) {
-                return Some(oldest);
-            }
-            self.round = self.round.wrapping_add(1);
-            if from_small {
-                self.change_queue(oldest, true);
-            } else {
-                self.main.move_to_front(&mut self.nodes, oldest);
-                *self.nodes[oldest].uses.get_mut() = IN_MAIN | uses.saturating_sub(1);
-            }
+        if keep.is_none()
+            && self.small_is_over_its_share()
+            && let Some(oldest) = self.small.back()
+            && *self.nodes[oldest].uses.get_mut() < PROVEN
+        {
+            return Some(oldest);
         }
-        // Everything looked at is in use, so one victim is about as good as another.
-        [&self.main, &self.small].into_iter().find_map(|queue| {
-            let oldest = queue.back()?;
-            if keep == Some(oldest) { queue.ahead_of(&self.nodes, oldest) } else { Some(oldest) }
-        })
+        self.look_for_victim(keep)
     }
 
     /// What is in main before what is in small, and the more uses the sooner.
