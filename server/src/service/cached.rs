@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use embedding_cache::tier::SecondTier;
 use embedding_cache::{
@@ -21,9 +21,6 @@ use super::lanes::Lanes;
 use super::snapshots::{SnapshotState, Snapshots};
 use super::usage::{Usage, UsageStore};
 use super::{Answer, Failure, Pass, Task};
-
-/// How often a load that the cache took for dead is tried again.
-const GIVEN_UP: u32 = 3;
 
 /// The least time that is left for writing to the second tier at the end.
 const LEAST_FLUSH: Duration = Duration::from_secs(1);
@@ -189,31 +186,15 @@ impl Cached {
         let keys: Vec<ContentKey> = places.iter().map(|place| task.keys[*place]).collect();
         let inputs: Vec<&Input<'_>> = places.iter().map(|place| &task.inputs[*place]).collect();
         let asked = AtomicUsize::new(0);
-        let began = Instant::now();
-        let load = async || {
-            let left = timeout.saturating_sub(began.elapsed());
-            let load = self.cache.load().timeout(left).max_batch(pass.width(task.batch));
-            let answers = load.get_or_embed_many(&keys, |missing| {
-                // Only what is missing is copied out of the request.
-                let jobs: Vec<Job> = missing.select(&inputs).map(|input| task.job(input)).collect();
-                asked.fetch_add(jobs.len(), Relaxed);
-                let loader = Arc::clone(&self.loader);
-                async move { loader.run(missing.into_keys(), jobs, pass).await }
-            });
-            answers.await
-        };
-        let given_up =
-            |answer: &Result<_, CacheError>| matches!(answer, Err(e) if e.is_abandoned());
-        let mut answers = load().await;
-        // On a machine so busy that a task is not polled for seconds, the cache takes the load's for
-        // dead. It is not: what it brings is there the next time.
-        for _ in 0..GIVEN_UP {
-            if !answers.iter().any(given_up) || began.elapsed() >= timeout {
-                break;
-            }
-            answers = load().await;
-        }
-        let answers = answers.into_iter().map(|answer| answer.map_err(failure)).collect();
+        let load = self.cache.load().timeout(timeout).max_batch(pass.width(task.batch));
+        let answers = load.get_or_embed_many(&keys, |missing| {
+            // Only what is missing is copied out of the request.
+            let jobs: Vec<Job> = missing.select(&inputs).map(|input| task.job(input)).collect();
+            asked.fetch_add(jobs.len(), Relaxed);
+            let loader = Arc::clone(&self.loader);
+            async move { loader.run(missing.into_keys(), jobs, pass).await }
+        });
+        let answers = answers.await.into_iter().map(|answer| answer.map_err(failure)).collect();
         Loaded { answers, asked: asked.into_inner() }
     }
 

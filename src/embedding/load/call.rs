@@ -208,12 +208,13 @@ impl Call {
         }
     }
 
-    /// Waits until the call has ended. `false` if its future shows no sign of life: then it may never
-    /// end.
+    /// Waits until the call has ended. `false` if its future showed no sign of life so many times in
+    /// turn, each some [`QUIET`] and two pings long: then it may never end.
     ///
     /// No wake-up is missed: a `Notified` receives every `notify_waiters` from when it is made, and
     /// only after that is the result looked at, which is recorded before the waiters are woken.
-    pub(super) async fn wait(&self) -> bool {
+    pub(super) async fn wait(&self, silences: u32) -> bool {
+        let mut silent_for = 0;
         loop {
             let ended = self.ended.notified();
             if self.result.get().is_some() {
@@ -243,7 +244,8 @@ impl Call {
                 }
                 alive.as_mut().poll(cx)
             });
-            if !answered.await {
+            silent_for = if answered.await { 0 } else { silent_for + 1 };
+            if silent_for >= silences {
                 return self.result.get().is_some();
             }
         }

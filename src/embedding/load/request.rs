@@ -15,8 +15,8 @@ use crate::vector::EmbeddingVector;
 
 use super::Options;
 use super::ancestry::{Ancestry, Waits};
-use super::call::{CallResult, Interest};
-use super::heartbeat::Heartbeat;
+use super::call::{Call, CallId, CallResult, Interest};
+use super::heartbeat::{self, Heartbeat};
 use super::inflight::{CallSlot, Claim};
 use super::leader::Leader;
 use super::output::{Answer, Missing};
@@ -24,6 +24,15 @@ use super::output::{Answer, Missing};
 /// How often a key whose call was abandoned by its caller is claimed anew. Each time another caller
 /// has given up, so this is reached only where very many callers give up.
 const ROUNDS: u32 = 64;
+
+/// How often in turn another's call may show no sign of life before its keys are claimed anew: a
+/// second or so. To load them twice costs less than to wait.
+const SILENCES: u32 = 1;
+/// The same for a call of this request, which runs in a task: some twenty seconds. Its keys are not
+/// claimed anew, so the request would fail. And a task that was woken is polled in the end, unless
+/// nobody drives its runtime: where so many wait for a processor that its turn takes seconds, it is
+/// late and not lost.
+const OWN_SILENCES: u32 = 16;
 
 /// A call of so many keys may be made smaller than it could be, so that other tasks have a turn.
 const LARGE: usize = 1024;
@@ -274,13 +283,25 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
     /// future shows no sign of life, stays open.
     pub(super) async fn wait(&mut self) {
         let mut abandoned = false;
+        let mut silent = Vec::new();
         (self.next, self.is_leading) = (0, false);
-        for (step, item) in self.items.iter_mut().enumerate() {
-            if step % GROUP == GROUP - 1 {
+        for place in 0..self.items.len() {
+            if place % GROUP == GROUP - 1 {
                 self.pace.step().await;
             }
+            let item = &self.items[place];
             let Some(wait) = &item.wait else { continue };
-            let ended = wait.interest.call().wait().await;
+            let call = wait.interest.call();
+            let mut ended = call.result().is_some();
+            if !ended && !silent.contains(&call.id()) {
+                ended = call.wait(item.silences()).await;
+                if !ended {
+                    // The others are asked all at once: each by itself would take as long again.
+                    silent.extend(silent_calls(&self.items[place..], item.asked).await);
+                }
+            }
+            let item = &mut self.items[place];
+            let Some(wait) = &item.wait else { continue };
             // Its leader may never come to take the key out.
             if !ended || matches!(wait.slot.call.result(), Some(CallResult::TimedOut)) {
                 let probe = self.keys[item.position].probe();
@@ -353,7 +374,24 @@ enum Claimed {
     Otherwise,
 }
 
+/// Those of the calls that `items` wait for that show no sign of life; of the request's own calls only
+/// if `own` are asked as well.
+async fn silent_calls(items: &[Item], own: bool) -> Vec<CallId> {
+    let waits =
+        items.iter().filter(|item| own || !item.asked).filter_map(|item| item.wait.as_ref());
+    let mut calls: Vec<&Arc<Call>> = waits.map(|wait| wait.interest.call()).collect();
+    calls.retain(|call| call.result().is_none());
+    calls.sort_unstable_by_key(|call| call.id());
+    calls.dedup_by_key(|call| call.id());
+    heartbeat::silent(calls, |call| call.heartbeat()).await.iter().map(|call| call.id()).collect()
+}
+
 impl Item {
+    /// How often in turn its call may show no sign of life.
+    fn silences(&self) -> u32 {
+        if self.asked { OWN_SILENCES } else { SILENCES }
+    }
+
     /// Takes the answer, if the call has ended with one.
     fn take_answer(&mut self) {
         if self.answer.is_some() {

@@ -8,7 +8,7 @@ use embedding_cache::EmbeddingCache;
 use tokio::runtime::{Builder, Runtime};
 use tokio::task::JoinSet;
 
-use super::model::{Model, get, key, until, vector};
+use super::model::{Model, get, key, keys, until, vector};
 
 fn narrow(loads: usize) -> EmbeddingCache {
     EmbeddingCache::builder().max_entries(100).max_concurrent_loads(loads).build().unwrap()
@@ -51,6 +51,26 @@ fn an_owned_call_in_a_runtime_that_nobody_drives_is_taken_over() {
     assert_eq!(model.items(), 1);
     drop(asleep);
     assert_eq!(runtime().block_on(cache.get(&key(1))).unwrap(), vector(1));
+    assert_eq!(cache.info().keys_in_flight, 0);
+}
+
+/// They are asked together whether they are alive, not one after the other.
+#[test]
+fn a_batch_takes_many_calls_over_in_the_time_of_one() {
+    let cache = narrow(256);
+    let asleep = left_behind(&cache, 1..21);
+    let texts: Vec<u32> = (1..41).collect();
+    asleep.block_on(async {
+        let (loading, batch) = (cache.clone(), keys(&texts[20..]));
+        let never = |_| std::future::pending::<Vec<Vec<f32>>>();
+        tokio::spawn(async move { loading.get_or_embed_many(&batch, never).await });
+        until(|| cache.info().keys_in_flight == texts.len()).await;
+    });
+    let (started, model) = (Instant::now(), Model::new());
+    runtime().block_on(get(&cache, &model, &texts));
+    assert!(started.elapsed() < LONG, "{:?}", started.elapsed());
+    assert_eq!(model.items(), texts.len());
+    drop(asleep);
     assert_eq!(cache.info().keys_in_flight, 0);
 }
 
@@ -117,6 +137,37 @@ fn a_call_that_blocks_its_thread_is_not_taken_over() {
     assert_eq!(joined.unwrap(), vector(1));
     busy.join().unwrap().unwrap();
     assert_eq!(calls.load(SeqCst), 1);
+}
+
+/// On a machine that is too busy, the task of a call may have its turn only after seconds, while the
+/// timers of the request that waits for it are in time.
+#[test]
+fn a_request_waits_for_its_own_call_however_late_the_executor_is() {
+    let (cache, busy) = (narrow(4), runtime());
+    let (tasks, (release, released)) = (busy.handle().clone(), std::sync::mpsc::channel());
+    let working = std::thread::spawn(move || {
+        busy.block_on(async {
+            // Far longer than the pings of two silences.
+            std::thread::sleep(Duration::from_secs(4));
+            while released.try_recv().is_err() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        });
+    });
+    let calls = AtomicUsize::new(0);
+    let answer = runtime().block_on(async {
+        // What is spawned here runs there.
+        let _elsewhere = tasks.enter();
+        let embed = || {
+            calls.fetch_add(1, SeqCst);
+            async { vector(1) }
+        };
+        cache.get_or_embed(key(1), embed).await
+    });
+    release.send(()).unwrap();
+    working.join().unwrap();
+    assert_eq!((answer.unwrap(), calls.load(SeqCst)), (vector(1).into(), 1));
+    assert_eq!(cache.stats().loads, 1);
 }
 
 /// Four hung calls at a limit of four, nobody waits for them any more, and everything is invalidated.
