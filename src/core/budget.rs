@@ -98,6 +98,10 @@ impl Budget {
         Usage { entries: self.entries.max.load(Relaxed), weight: self.weight.max.load(Relaxed) }
     }
 
+    pub(super) fn max_weight(&self) -> u64 {
+        self.weight.max.load(Relaxed)
+    }
+
     pub(super) fn set_max_entries(&self, max: u64) {
         self.entries.max.store(max, Relaxed);
     }

@@ -143,7 +143,7 @@ where
         // One comparison on the way of every put: whether there is room for any entry at all is asked
         // where there is none for this one.
         let weight = put.new_entry.weight;
-        if weight > self.budget.max().weight { self.can_ever_fit(weight) } else { Ok(()) }
+        if weight > self.budget.max_weight() { self.can_ever_fit(weight) } else { Ok(()) }
     }
 
     /// Refuses a time-to-live that no sum of moments can hold together with the grace.
@@ -202,8 +202,8 @@ where
         let weight = new_entry.weight;
         let fits = |old| weight < old || self.budget.try_reserve_weight(weight - old);
         match table.replace(key, value, new_entry, fits) {
-            Replace::Done(old) => {
-                self.release_surplus(old, weight);
+            Replace::Done(surplus) => {
+                self.budget.release_weight(surplus);
                 shard.counters.count_removal(RemovalCause::Replaced);
                 return Ok(Ok(Stored::InPlaceOf(RemovalCause::Replaced)));
             }
@@ -216,10 +216,10 @@ where
                 let may_evict = self.has_its_share(table.held(), used, limit);
                 let leaver = table.leaver_for_another(limit, new_entry.now, may_evict);
                 let Some((id, reason)) = leaver else { return Err(None) };
-                let Some(freed) = table.exchange((id, reason), entry, new_entry, fits) else {
+                let Some(surplus) = table.exchange((id, reason), entry, new_entry, fits) else {
                     return Err(Some((id, reason, limit)));
                 };
-                self.release_surplus(freed, weight);
+                self.budget.release_weight(surplus);
                 shard.counters.insertions.count();
                 let cause = shard.counters.count_eviction(reason, limit);
                 Ok(Ok(Stored::InPlaceOf(cause)))
@@ -233,14 +233,6 @@ where
                 Ok(Ok(Stored::Inserted))
             }
             _ => Err(None),
-        }
-    }
-
-    /// Gives back what one that left had more than the one in its place, under the lock still.
-    #[inline]
-    fn release_surplus(&self, old: u64, new: u64) {
-        if new < old {
-            self.budget.release_weight(old - new);
         }
     }
 
@@ -286,11 +278,11 @@ where
             return Err(NeedsRoom::NoRoom);
         }
         if replaces.is_some() {
-            let Replace::Done(old) = table.replace(key, value, new_entry, |_| true) else {
+            let Replace::Done(surplus) = table.replace(key, value, new_entry, |_| true) else {
                 unreachable!("it was found under this lock hold, and alive")
             };
-            reservation.take_over(Usage { entries: 0, weight: old });
-            reservation.spend(Usage { entries: 0, weight: new_entry.weight });
+            reservation.take_over(Usage { entries: 0, weight: surplus });
+            reservation.spend(need);
             reservation.release();
             shard.counters.count_removal(RemovalCause::Replaced);
             return Ok(Stored::InPlaceOf(RemovalCause::Replaced));

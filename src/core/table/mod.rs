@@ -55,7 +55,7 @@ pub(super) type Leaver = (SlotId, EvictReason);
 /// What became of a [`Table::replace`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Replace {
-    /// With the old weight.
+    /// And the old one weighed so much more, if it did.
     Done(u64),
     /// The key is not here.
     Absent,
@@ -350,21 +350,22 @@ impl<K, V> Table<K, V> {
         {
             return Replace::Refused;
         }
-        touch_policy(&mut self.policy, self.policy_epoch, id, entry);
-        mem::swap(&mut entry.value, value);
-        self.latest = self.latest.max(now);
-        let expiry = self.latest.expiry(span);
-        let old_expiry = mem::replace(&mut entry.expiry, expiry);
-        entry.weight = weight;
-        *self.written.at_mut(id) = written;
+        let mut surplus = 0;
         if weight != old {
+            entry.weight = weight;
             self.policy.weigh(id, weight);
             self.held.weight = self.held.weight - old + weight;
+            surplus = old.saturating_sub(weight);
         }
+        touch_policy(&mut self.policy, self.policy_epoch, id, entry);
+        mem::swap(&mut entry.value, value);
+        let expiry = stamp(&mut self.latest, span, now);
+        let old_expiry = mem::replace(&mut entry.expiry, expiry);
+        *self.written.at_mut(id) = written;
         if self.orders.is_some() || expiry != Stamp::NEVER {
             self.tell_replaced(id, old_expiry, expiry, *new_entry);
         }
-        Replace::Done(old)
+        Replace::Done(surplus)
     }
 
     // Not inline: most caches have no such order.
@@ -379,7 +380,7 @@ impl<K, V> Table<K, V> {
     /// Puts a new entry, whose key is not here, into the slot of the one that is to
     /// [leave next](Self::next_to_leave), unless it does not `fit`, which is asked with the weight of
     /// that one where the two are different. In its place there is afterwards the one that
-    /// left, whose weight is returned.
+    /// left. Returns how much more that one weighed, if it did.
     ///
     /// In a cache that is full this is what an insert consists of. Taken out and put in one after
     /// the other, each of the two entries would be moved three times and each part told twice.
@@ -396,20 +397,20 @@ impl<K, V> Table<K, V> {
         let Some(entry) = self.store.entry_mut(id) else {
             unreachable!("{id:?} was named under this lock hold");
         };
-        let old = entry.weight;
+        let (old, mut surplus) = (entry.weight, 0);
         if weight != old {
             if !fits(old) {
                 return None;
             }
             entry.weight = weight;
             self.held.weight = self.held.weight - old + weight;
+            surplus = old.saturating_sub(weight);
         }
         let (key, value) = new.take()?;
         let key = mem::replace(&mut entry.key, key);
         let value = mem::replace(&mut entry.value, value);
         *new = Some((key, value));
-        self.latest = self.latest.max(now);
-        let expiry = self.latest.expiry(span);
+        let expiry = stamp(&mut self.latest, span, now);
         let old_expiry = mem::replace(&mut entry.expiry, expiry);
         let old_hash = mem::replace(&mut entry.hash, hash);
         *entry.seen_epoch.get_mut() = Entry::<K, V>::NEVER_SEEN;
@@ -425,7 +426,7 @@ impl<K, V> Table<K, V> {
         if self.orders.is_some() || expiry != Stamp::NEVER {
             self.tell_exchanged(id, old_expiry, old_hash, expiry, *new_entry);
         }
-        Some(old)
+        Some(surplus)
     }
 
     // Not inline: most caches have no such order.
@@ -477,8 +478,7 @@ impl<K, V> Table<K, V> {
     /// When an entry written at `now` expires.
     #[inline]
     fn stamp(&mut self, span: Span, now: Stamp) -> Stamp {
-        self.latest = self.latest.max(now);
-        self.latest.expiry(span)
+        stamp(&mut self.latest, span, now)
     }
 
     /// The orders, if any of them has to know of an entry with this `expiry`.
@@ -644,8 +644,7 @@ impl<K, V> Table<K, V> {
 }
 
 /// The slot and the entry of `key`.
-// Always: as `Table::find`. The entry is found in one look at its slot: with a number of it alone the
-// caller would look there again.
+// Always: as `Table::find`.
 #[inline(always)]
 fn find_mut<'s, K: Eq, V>(
     index: &Index,
@@ -653,25 +652,38 @@ fn find_mut<'s, K: Eq, V>(
     hash: SlotHash,
     key: &K,
 ) -> Option<(SlotId, &'s mut Entry<K, V>)> {
-    let id = match index.first(hash) {
-        First::Nowhere => return None,
-        First::Here(id) if store.slot(id).entry_of(key).is_some() => id,
-        First::Here(_) | First::Elsewhere => find_further(index, store, hash, key)?,
-    };
-    store.entry_mut(id).map(|entry| (id, entry))
+    match index.first(hash) {
+        First::Nowhere => None,
+        // The entry is known from the look at its key. By its number alone it would be looked up again.
+        First::Here(id) if store.slot(id).entry_of(key).is_some() => {
+            store.entry_mut(id).map(|entry| (id, entry))
+        }
+        First::Here(_) | First::Elsewhere => find_further(index, store, hash, key),
+    }
 }
 
 // Apart, as it is hardly ever called.
 #[cold]
 #[inline(never)]
-fn find_further<K: Eq, V>(
+fn find_further<'s, K: Eq, V>(
     index: &Index,
-    store: &Store<K, V>,
+    store: &'s mut Store<K, V>,
     hash: SlotHash,
     key: &K,
-) -> Option<SlotId> {
+) -> Option<(SlotId, &'s mut Entry<K, V>)> {
     let look = |id| store.slot(id).entry_of(key).map(|_| id);
-    index.find(hash, look).or_else(|| index.find_draining(hash, look))
+    let id = index.find(hash, look).or_else(|| index.find_draining(hash, look))?;
+    store.entry_mut(id).map(|entry| (id, entry))
+}
+
+/// When an entry written at `now` expires; `latest` is the [latest moment](Table::latest) of a write.
+#[inline]
+fn stamp(latest: &mut Stamp, span: Span, now: Stamp) -> Stamp {
+    // Mostly it stands still, as the clock is coarse where nothing expires.
+    if now > *latest {
+        *latest = now;
+    }
+    latest.expiry(span)
 }
 
 /// Tells the policy of a use under the write lock, unless it has nothing to learn from it.
