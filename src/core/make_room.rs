@@ -216,7 +216,8 @@ where
                 let may_evict = self.has_its_share(table.held(), used, limit);
                 let leaver = table.leaver_for_another(limit, new_entry.now, may_evict);
                 let Some((id, reason)) = leaver else { return Err(None) };
-                let Some(surplus) = table.exchange((id, reason), entry, new_entry, fits) else {
+                let Some(surplus) = table.exchange((id, reason), key, value, new_entry, fits)
+                else {
                     return Err(Some((id, reason, limit)));
                 };
                 self.budget.release_weight(surplus);

@@ -379,8 +379,8 @@ impl<K, V> Table<K, V> {
 
     /// Puts a new entry, whose key is not here, into the slot of the one that is to
     /// [leave next](Self::next_to_leave), unless it does not `fit`, which is asked with the weight of
-    /// that one where the two are different. In its place there is afterwards the one that
-    /// left. Returns how much more that one weighed, if it did.
+    /// that one where the two are different. In its place `key` and `value` are afterwards those
+    /// of the one that left. Returns how much more that one weighed, if it did.
     ///
     /// In a cache that is full this is what an insert consists of. Taken out and put in one after
     /// the other, each of the two entries would be moved three times and each part told twice.
@@ -389,7 +389,8 @@ impl<K, V> Table<K, V> {
     pub(super) fn exchange(
         &mut self,
         (id, reason): Leaver,
-        new: &mut Option<(K, V)>,
+        key: &mut K,
+        value: &mut V,
         new_entry: &NewEntry,
         fits: impl FnOnce(u64) -> bool,
     ) -> Option<u64> {
@@ -406,10 +407,9 @@ impl<K, V> Table<K, V> {
             self.held.weight = self.held.weight - old + weight;
             surplus = old.saturating_sub(weight);
         }
-        let (key, value) = new.take()?;
-        let key = mem::replace(&mut entry.key, key);
-        let value = mem::replace(&mut entry.value, value);
-        *new = Some((key, value));
+        // By word; moved out of an option and back, the bytes beside a flag in a value are, too.
+        mem::swap(&mut entry.key, key);
+        mem::swap(&mut entry.value, value);
         let expiry = stamp(&mut self.latest, span, now);
         let old_expiry = mem::replace(&mut entry.expiry, expiry);
         let old_hash = mem::replace(&mut entry.hash, hash);
