@@ -9,6 +9,7 @@
 
 mod config;
 mod entry;
+mod exchange;
 pub(super) mod expiry;
 mod export;
 mod heap;
@@ -20,6 +21,8 @@ pub(super) mod policy;
 pub(super) mod slots;
 pub(super) mod stamp;
 mod store;
+#[cfg(all(test, not(shuttle)))]
+mod tests;
 pub(super) mod usage;
 
 use std::mem;
@@ -30,7 +33,7 @@ use equivalent::Equivalent;
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use idle::Idle;
-use index::{First, Index, SlotHash};
+use index::{Index, SlotHash};
 use orders::Orders;
 use policy::{AnyPolicy, HitNote, NO_EPOCH, Policy};
 use slots::{SlotId, Slots};
@@ -40,6 +43,7 @@ use usage::{Limit, Usage};
 
 pub(super) use config::TableConfig;
 pub(super) use entry::{Entry, NewEntry, Slot};
+pub(super) use exchange::Replace;
 pub(super) use store::Entries;
 
 /// Why an entry made way.
@@ -51,17 +55,6 @@ pub(super) enum EvictReason {
 
 /// The slot of an entry that is to leave, and why.
 pub(super) type Leaver = (SlotId, EvictReason);
-
-/// What became of a [`Table::replace`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Replace {
-    /// And the old one weighed so much more, if it did.
-    Done(u64),
-    /// The key is not here.
-    Absent,
-    /// Nothing has changed: its entry is dead, or the new one does not fit.
-    Refused,
-}
 
 /// What an entry is good for at some moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -323,129 +316,6 @@ impl<K, V> Table<K, V> {
         }
     }
 
-    /// Exchanges the value of the entry of `key` and `value`, and gives it the weight and the
-    /// time-to-live of the new entry, unless it is dead, or does not `fit`, which is asked with its old
-    /// weight where the two are different. That counts as a use.
-    // Always: a call passes the whole new entry through memory.
-    #[inline(always)]
-    pub(super) fn replace(
-        &mut self,
-        key: &K,
-        value: &mut V,
-        new_entry: &NewEntry,
-        fits: impl FnOnce(u64) -> bool,
-    ) -> Replace
-    where
-        K: Eq,
-    {
-        let NewEntry { hash, weight, span, now, written, .. } = *new_entry;
-        let Some((id, entry)) = find_mut(&self.index, &mut self.store, hash, key) else {
-            return Replace::Absent;
-        };
-        let idle = self.orders.as_ref().and_then(|orders| orders.idle.as_ref());
-        let old = entry.weight;
-        if !entry.expiry.is_alive_at(now)
-            || idle.is_some_and(|idle| idle.is_idle(id, now))
-            || weight != old && !fits(old)
-        {
-            return Replace::Refused;
-        }
-        let mut surplus = 0;
-        if weight != old {
-            entry.weight = weight;
-            self.policy.weigh(id, weight);
-            self.held.weight = self.held.weight - old + weight;
-            surplus = old.saturating_sub(weight);
-        }
-        touch_policy(&mut self.policy, self.policy_epoch, id, entry);
-        mem::swap(&mut entry.value, value);
-        let expiry = stamp(&mut self.latest, span, now);
-        let old_expiry = mem::replace(&mut entry.expiry, expiry);
-        *self.written.at_mut(id) = written;
-        if self.orders.is_some() || expiry != Stamp::NEVER {
-            self.tell_replaced(id, old_expiry, expiry, *new_entry);
-        }
-        Replace::Done(surplus)
-    }
-
-    // Not inline: most caches have no such order.
-    #[inline(never)]
-    fn tell_replaced(&mut self, id: SlotId, old: Stamp, expiry: Stamp, new_entry: NewEntry) {
-        let now = self.latest;
-        if let Some(orders) = self.orders_for(expiry) {
-            orders.replaced(id, old, expiry, now, new_entry);
-        }
-    }
-
-    /// Puts a new entry, whose key is not here, into the slot of the one that is to
-    /// [leave next](Self::next_to_leave), unless it does not `fit`, which is asked with the weight of
-    /// that one where the two are different. In its place `key` and `value` are afterwards those
-    /// of the one that left. Returns how much more that one weighed, if it did.
-    ///
-    /// In a cache that is full this is what an insert consists of. Taken out and put in one after
-    /// the other, each of the two entries would be moved three times and each part told twice.
-    // Always: a call passes the whole new entry through memory.
-    #[inline(always)]
-    pub(super) fn exchange(
-        &mut self,
-        (id, reason): Leaver,
-        key: &mut K,
-        value: &mut V,
-        new_entry: &NewEntry,
-        fits: impl FnOnce(u64) -> bool,
-    ) -> Option<u64> {
-        let NewEntry { hash, weight, span, now, written, .. } = *new_entry;
-        let Some(entry) = self.store.entry_mut(id) else {
-            unreachable!("{id:?} was named under this lock hold");
-        };
-        let (old, mut surplus) = (entry.weight, 0);
-        if weight != old {
-            if !fits(old) {
-                return None;
-            }
-            entry.weight = weight;
-            self.held.weight = self.held.weight - old + weight;
-            surplus = old.saturating_sub(weight);
-        }
-        // By word; moved out of an option and back, the bytes beside a flag in a value are, too.
-        mem::swap(&mut entry.key, key);
-        mem::swap(&mut entry.value, value);
-        let expiry = stamp(&mut self.latest, span, now);
-        let old_expiry = mem::replace(&mut entry.expiry, expiry);
-        let old_hash = mem::replace(&mut entry.hash, hash);
-        *entry.seen_epoch.get_mut() = Entry::<K, V>::NEVER_SEEN;
-        *self.written.at_mut(id) = written;
-        self.index.exchange(old_hash, hash, id);
-        let epoch = match reason {
-            EvictReason::Evicted => self.policy.exchange_in_epoch(id, old_hash, hash, weight),
-            EvictReason::Expired => self.policy.renew_in_epoch(id, hash, weight),
-        };
-        if self.table_config.time_to_idle.is_none() {
-            self.policy_epoch = epoch;
-        }
-        if self.orders.is_some() || expiry != Stamp::NEVER {
-            self.tell_exchanged(id, old_expiry, old_hash, expiry, *new_entry);
-        }
-        Some(surplus)
-    }
-
-    // Not inline: most caches have no such order.
-    #[inline(never)]
-    fn tell_exchanged(
-        &mut self,
-        id: SlotId,
-        old: Stamp,
-        old_hash: SlotHash,
-        expiry: Stamp,
-        new_entry: NewEntry,
-    ) {
-        let now = self.latest;
-        if let Some(orders) = self.orders_for(expiry) {
-            orders.removed(id, old, old_hash);
-            orders.inserted(id, expiry, now, new_entry);
-        }
-    }
-
     /// Gives an entry that is here another time to live. No use of it.
     pub(super) fn set_span(&mut self, id: SlotId, span: Span, now: Stamp) {
         let expiry = self.stamp(span, now);
@@ -558,25 +428,6 @@ impl<K, V> Table<K, V> {
         Some((id, if is_idle { EvictReason::Expired } else { EvictReason::Evicted }))
     }
 
-    /// [`next_to_leave`](Self::next_to_leave) for a newcomer.
-    // Always: where there are no orders but the policy's, this is all.
-    #[inline(always)]
-    pub(super) fn leaver_for_another(
-        &mut self,
-        limit: Limit,
-        now: Stamp,
-        may_evict: bool,
-    ) -> Option<Leaver> {
-        if self.orders.is_some() || !may_evict {
-            return self.next_to_leave(limit, now, None, may_evict);
-        }
-        let victim = match limit {
-            Limit::Entries => self.policy.victim(None),
-            Limit::Weight => self.policy.victim_for_weight(None),
-        };
-        victim.map(|id| (id, EvictReason::Evicted))
-    }
-
     /// Takes out what is to [leave next](Self::next_to_leave).
     pub(super) fn evict(&mut self, (id, reason): Leaver) -> Option<Entry<K, V>> {
         let entry = self.take_from_all_but_policy(id)?;
@@ -641,39 +492,6 @@ impl<K, V> Table<K, V> {
             }
         }
     }
-}
-
-/// The slot and the entry of `key`.
-// Always: as `Table::find`.
-#[inline(always)]
-fn find_mut<'s, K: Eq, V>(
-    index: &Index,
-    store: &'s mut Store<K, V>,
-    hash: SlotHash,
-    key: &K,
-) -> Option<(SlotId, &'s mut Entry<K, V>)> {
-    match index.first(hash) {
-        First::Nowhere => None,
-        // The entry is known from the look at its key. By its number alone it would be looked up again.
-        First::Here(id) if store.slot(id).entry_of(key).is_some() => {
-            store.entry_mut(id).map(|entry| (id, entry))
-        }
-        First::Here(_) | First::Elsewhere => find_further(index, store, hash, key),
-    }
-}
-
-// Apart, as it is hardly ever called.
-#[cold]
-#[inline(never)]
-fn find_further<'s, K: Eq, V>(
-    index: &Index,
-    store: &'s mut Store<K, V>,
-    hash: SlotHash,
-    key: &K,
-) -> Option<(SlotId, &'s mut Entry<K, V>)> {
-    let look = |id| store.slot(id).entry_of(key).map(|_| id);
-    let id = index.find(hash, look).or_else(|| index.find_draining(hash, look))?;
-    store.entry_mut(id).map(|entry| (id, entry))
 }
 
 /// When an entry written at `now` expires; `latest` is the [latest moment](Table::latest) of a write.

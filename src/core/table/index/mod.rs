@@ -133,7 +133,7 @@ impl Index {
     ///    The last of them still finds room for one slot, completes the next table and adds its own
     ///    there. Slots removed meanwhile leave more room, and inserts that use it write as well.
     /// 2. A table of `n` buckets is left with less than `6n` slots in it, and it takes `n / STEP`
-    ///    inserts to move them all, however many are removed. After that the new one holds less
+    ///    inserts to move them all, however many are removed, fewer with other writes. After that the new one holds less
     ///    than `6.25n`. It has room for `8n`, and begins its successor, of `1.8n` buckets, `n / 9`
     ///    slots before that is taken.
     #[inline(never)]
@@ -161,6 +161,13 @@ impl Index {
             let larger = Buckets::new(std::mem::take(&mut self.next));
             self.draining = std::mem::replace(&mut self.table, larger);
             self.moved = 0;
+            self.drain();
+        }
+    }
+
+    /// Goes on with growth, if the table is to be left already.
+    pub(super) fn go_on(&mut self) {
+        if self.is_draining() {
             self.drain();
         }
     }
