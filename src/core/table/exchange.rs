@@ -5,7 +5,7 @@ use std::mem;
 use super::index::{First, Index, SlotHash};
 use super::policy::Policy;
 use super::slots::SlotId;
-use super::stamp::Stamp;
+use super::stamp::{Span, Stamp};
 use super::store::Store;
 use super::usage::Limit;
 use super::{Entry, EvictReason, Leaver, NewEntry, Table, stamp, touch_policy};
@@ -38,13 +38,14 @@ impl<K, V> Table<K, V> {
         K: Eq,
     {
         let NewEntry { hash, weight, span, now, written, .. } = *new_entry;
+        let is_timeless = self.is_timeless(span);
         let Some((id, entry)) = find_mut(&mut self.index, &mut self.store, hash, key) else {
             return Replace::Absent;
         };
         let idle = self.orders.as_ref().and_then(|orders| orders.idle.as_ref());
         let old = entry.weight;
-        if !entry.expiry.is_alive_at(now)
-            || idle.is_some_and(|idle| idle.is_idle(id, now))
+        if !is_timeless
+            && (!entry.expiry.is_alive_at(now) || idle.is_some_and(|idle| idle.is_idle(id, now)))
             || weight != old && !fits(old)
         {
             return Replace::Refused;
@@ -58,13 +59,20 @@ impl<K, V> Table<K, V> {
         }
         touch_policy(&mut self.policy, self.policy_epoch, id, entry);
         mem::swap(&mut entry.value, value);
-        let expiry = stamp(&mut self.latest, span, now);
-        let old_expiry = mem::replace(&mut entry.expiry, expiry);
         *self.written.at_mut(id) = written;
-        if self.orders.is_some() || expiry != Stamp::NEVER {
+        if !is_timeless {
+            let expiry = stamp(&mut self.latest, span, now);
+            let old_expiry = mem::replace(&mut entry.expiry, expiry);
             self.tell_replaced(id, old_expiry, expiry, *new_entry);
         }
         Replace::Done(surplus)
+    }
+
+    /// Whether no entry here expires, and one kept for this `span` does not either: then time is no
+    /// matter for it.
+    #[inline]
+    fn is_timeless(&self, span: Span) -> bool {
+        self.orders.is_none() && span == Span::ENDLESS
     }
 
     // Not inline: most caches have no such order.
@@ -94,6 +102,7 @@ impl<K, V> Table<K, V> {
         fits: impl FnOnce(u64) -> bool,
     ) -> Option<u64> {
         let NewEntry { hash, weight, span, now, written, .. } = *new_entry;
+        let is_timeless = self.is_timeless(span);
         let Some(entry) = self.store.entry_mut(id) else {
             unreachable!("{id:?} was named under this lock hold");
         };
@@ -109,8 +118,12 @@ impl<K, V> Table<K, V> {
         // By word; moved out of an option and back, the bytes beside a flag in a value are, too.
         mem::swap(&mut entry.key, key);
         mem::swap(&mut entry.value, value);
-        let expiry = stamp(&mut self.latest, span, now);
-        let old_expiry = mem::replace(&mut entry.expiry, expiry);
+        let mut expiry = Stamp::NEVER;
+        let mut old_expiry = expiry;
+        if !is_timeless {
+            expiry = stamp(&mut self.latest, span, now);
+            old_expiry = mem::replace(&mut entry.expiry, expiry);
+        }
         let old_hash = mem::replace(&mut entry.hash, hash);
         *entry.seen_epoch.get_mut() = Entry::<K, V>::NEVER_SEEN;
         *self.written.at_mut(id) = written;
@@ -122,7 +135,7 @@ impl<K, V> Table<K, V> {
         if self.table_config.time_to_idle.is_none() {
             self.policy_epoch = epoch;
         }
-        if self.orders.is_some() || expiry != Stamp::NEVER {
+        if !is_timeless {
             self.tell_exchanged(id, old_expiry, old_hash, expiry, *new_entry);
         }
         Some(surplus)
