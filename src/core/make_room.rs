@@ -25,7 +25,7 @@ use crate::error::ErrorKind;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::budget::{Limit, Reservation, Room, Usage};
-use super::clock::{Span, Stamp};
+use super::clock::{Grace, Span, Stamp};
 use super::removal::{Gone, Notifier};
 use super::shard::{BITE, Shard, Unlock};
 use super::table::expiry::Life;
@@ -33,7 +33,7 @@ use super::table::index::SlotHash;
 use super::table::slots::SlotId;
 use super::table::{Entry, EvictReason, NewEntry, Replace, State, Table};
 use super::wait::{Until, Wait};
-use super::{Place, RemovalCause, ShardedCache};
+use super::{Config, Place, RemovalCause, ShardedCache};
 
 /// How often an operation that finds all room reserved by others waits for it: some 20 ms in all.
 pub(super) const WAITS: u32 = 24;
@@ -156,13 +156,12 @@ where
     /// grace; but one that is expired at once is not kept.
     #[inline]
     pub(super) fn span(&self, own_ttl: Option<Duration>, hash: SlotHash) -> Span {
-        let table_config = &self.config.table_config;
-        let common = || self.config.time_to_live.map(|ttl| table_config.jitter.apply(ttl, hash));
-        match own_ttl.or_else(common) {
-            None => Span::ENDLESS,
-            Some(Duration::ZERO) => Span::NONE,
-            Some(ttl) => Span::of(ttl.saturating_add(table_config.grace.length())),
+        let Config { table_config, time_to_live, span, .. } = &self.config;
+        if let (None, Some(span)) = (own_ttl, span) {
+            return *span;
         }
+        let common = || time_to_live.map(|ttl| table_config.jitter.apply(ttl, hash));
+        span_of(own_ttl.or_else(common), table_config.grace)
     }
 
     /// The moment for a write, and the same in seconds since the cache was made.
@@ -506,5 +505,14 @@ impl<K, V, S> ShardedCache<K, V, S> {
         // The number of shards is a power of two: to divide would take longer than all else here.
         let mean = all >> self.shards.len().trailing_zeros();
         self.mask == 0 || own > mean - mean / 4
+    }
+}
+
+/// How long an entry of this time-to-live is kept.
+pub(super) fn span_of(time_to_live: Option<Duration>, grace: Grace) -> Span {
+    match time_to_live {
+        None => Span::ENDLESS,
+        Some(Duration::ZERO) => Span::NONE,
+        Some(ttl) => Span::of(ttl.saturating_add(grace.length())),
     }
 }

@@ -63,7 +63,7 @@ impl<K, V> Table<K, V> {
         if !is_timeless {
             let expiry = stamp(&mut self.latest, span, now);
             let old_expiry = mem::replace(&mut entry.expiry, expiry);
-            self.tell_replaced(id, old_expiry, expiry, *new_entry);
+            self.tell_exchanged(id, (old_expiry, hash), expiry, *new_entry);
         }
         Replace::Done(surplus)
     }
@@ -73,15 +73,6 @@ impl<K, V> Table<K, V> {
     #[inline]
     fn is_timeless(&self, span: Span) -> bool {
         self.orders.is_none() && span == Span::ENDLESS
-    }
-
-    // Not inline: most caches have no such order.
-    #[inline(never)]
-    fn tell_replaced(&mut self, id: SlotId, old: Stamp, expiry: Stamp, new_entry: NewEntry) {
-        let now = self.latest;
-        if let Some(orders) = self.orders_for(expiry) {
-            orders.replaced(id, old, expiry, now, new_entry);
-        }
     }
 
     /// Puts a new entry, whose key is not here, into the slot of the one that is to
@@ -136,25 +127,23 @@ impl<K, V> Table<K, V> {
             self.policy_epoch = epoch;
         }
         if !is_timeless {
-            self.tell_exchanged(id, old_expiry, old_hash, expiry, *new_entry);
+            self.tell_exchanged(id, (old_expiry, old_hash), expiry, *new_entry);
         }
         Some(surplus)
     }
 
-    // Not inline: most caches have no such order.
+    // Not inline: it has no part in a put where nothing expires.
     #[inline(never)]
     fn tell_exchanged(
         &mut self,
         id: SlotId,
-        old: Stamp,
-        old_hash: SlotHash,
+        old: (Stamp, SlotHash),
         expiry: Stamp,
         new_entry: NewEntry,
     ) {
         let now = self.latest;
         if let Some(orders) = self.orders_for(expiry) {
-            orders.removed(id, old, old_hash);
-            orders.inserted(id, expiry, now, new_entry);
+            orders.exchanged(id, old, expiry, now, new_entry);
         }
     }
 

@@ -53,20 +53,24 @@ impl Orders {
         }
     }
 
-    /// The value in `id`, which expired at `old`, was replaced at `now`.
-    pub(super) fn replaced(
+    /// The entry in `id`, or its value, made way for another at `now`; of `old` is when it expired and
+    /// its hash.
+    pub(super) fn exchanged(
         &mut self,
         id: SlotId,
-        old: Stamp,
+        old: (Stamp, SlotHash),
         expiry: Stamp,
         now: Stamp,
         new_entry: NewEntry,
     ) {
-        self.expiry.cancel(id, old, new_entry.hash);
+        self.expiry.exchange(id, old, expiry, new_entry.life, new_entry.hash);
         if let Some(sizes) = &mut self.sizes {
             sizes.remove(id);
+            sizes.insert(id, new_entry.size);
         }
-        self.inserted(id, expiry, now, new_entry);
+        if let Some(idle) = &mut self.idle {
+            idle.write(id, now);
+        }
     }
 
     /// The entry in `id`, which expired at `old`, was given a time-to-live of its own. No use of it.
