@@ -8,7 +8,7 @@ use super::slots::SlotId;
 use super::stamp::{Span, Stamp};
 use super::store::Store;
 use super::usage::Limit;
-use super::{Entry, EvictReason, Leaver, NewEntry, Table, stamp, touch_policy};
+use super::{Entry, EvictReason, Leaver, NewEntry, Table, advance, touch_policy};
 
 /// What became of a [`Table::replace`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,8 +60,9 @@ impl<K, V> Table<K, V> {
         touch_policy(&mut self.policy, self.policy_epoch, id, entry);
         mem::swap(&mut entry.value, value);
         *self.written.at_mut(id) = written;
+        advance(&mut self.latest, now);
         if !is_timeless {
-            let expiry = stamp(&mut self.latest, span, now);
+            let expiry = self.latest.expiry(span);
             let old_expiry = mem::replace(&mut entry.expiry, expiry);
             self.tell_exchanged(id, (old_expiry, hash), expiry, *new_entry);
         }
@@ -111,8 +112,9 @@ impl<K, V> Table<K, V> {
         mem::swap(&mut entry.value, value);
         let mut expiry = Stamp::NEVER;
         let mut old_expiry = expiry;
+        advance(&mut self.latest, now);
         if !is_timeless {
-            expiry = stamp(&mut self.latest, span, now);
+            expiry = self.latest.expiry(span);
             old_expiry = mem::replace(&mut entry.expiry, expiry);
         }
         let old_hash = mem::replace(&mut entry.hash, hash);
