@@ -262,7 +262,10 @@ where
         let Some((key, value)) = entry else { unreachable!("what is stored is not tried again") };
         let mut need = Usage::one(new_entry.weight);
         let mut replaces = None;
-        if let Some((id, found)) = table.find(new_entry.hash, key) {
+        // Where one has left already, the key is not here. Nor is it compared with others any more: a
+        // panic there would keep what has left from the listener.
+        let found = if leaver.is_none() { table.find(new_entry.hash, key) } else { None };
+        if let Some((id, found)) = found {
             if table.is_dead(id, found, new_entry.now) {
                 // No update: it leaves, and its room is the first that is taken.
                 let freed = gone.take_out(&shard.counters, table, id, RemovalCause::Expired);
@@ -277,8 +280,8 @@ where
         {
             return Err(NeedsRoom::NoRoom);
         }
-        if replaces.is_some() {
-            let Replace::Done(surplus) = table.replace(key, value, new_entry, |_| true) else {
+        if let Some(id) = replaces {
+            let Replace::Done(surplus) = table.replace_at(id, value, new_entry) else {
                 unreachable!("it was found under this lock hold, and alive")
             };
             reservation.take_over(Usage { entries: 0, weight: surplus });

@@ -21,6 +21,12 @@ pub(in super::super) enum Replace {
     Refused,
 }
 
+/// The entry whose value is to be replaced.
+enum Sought<'k, K> {
+    Key(&'k K),
+    Slot(SlotId),
+}
+
 impl<K, V> Table<K, V> {
     /// Exchanges the value of the entry of `key` and `value`, and gives it the weight and the
     /// time-to-live of the new entry, unless it is dead, or does not `fit`, which is asked with its old
@@ -37,11 +43,42 @@ impl<K, V> Table<K, V> {
     where
         K: Eq,
     {
+        self.replace_sought(Sought::Key(key), value, new_entry, fits)
+    }
+
+    /// [`replace`](Self::replace) of the entry in a slot, whatever its key is.
+    #[inline(never)]
+    pub(in super::super) fn replace_at(
+        &mut self,
+        id: SlotId,
+        value: &mut V,
+        new_entry: &NewEntry,
+    ) -> Replace
+    where
+        K: Eq,
+    {
+        self.replace_sought(Sought::Slot(id), value, new_entry, |_| true)
+    }
+
+    // Always: as `replace`.
+    #[inline(always)]
+    fn replace_sought(
+        &mut self,
+        sought: Sought<'_, K>,
+        value: &mut V,
+        new_entry: &NewEntry,
+        fits: impl FnOnce(u64) -> bool,
+    ) -> Replace
+    where
+        K: Eq,
+    {
         let NewEntry { hash, weight, span, now, written, .. } = *new_entry;
         let is_timeless = self.is_timeless(span);
-        let Some((id, entry)) = find_mut(&mut self.index, &mut self.store, hash, key) else {
-            return Replace::Absent;
+        let found = match sought {
+            Sought::Key(key) => find_mut(&mut self.index, &mut self.store, hash, key),
+            Sought::Slot(id) => self.store.entry_mut(id).map(|entry| (id, entry)),
         };
+        let Some((id, entry)) = found else { return Replace::Absent };
         let idle = self.orders.as_ref().and_then(|orders| orders.idle.as_ref());
         let old = entry.weight;
         if !is_timeless
