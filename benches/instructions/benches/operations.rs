@@ -362,8 +362,8 @@ fn cache_key_get_many(
 #[bench::evict_s3_fifo(setup = core_to_evict, args = (EvictionPolicy::S3Fifo))]
 #[bench::evict_hit_density(setup = core_to_evict, args = (EvictionPolicy::HitDensity))]
 #[bench::evict_lru(setup = core_to_evict, args = (EvictionPolicy::Lru))]
-#[bench::replace_time_to_live(setup = core_that_expires_to_replace, args = ())]
-#[bench::evict_s3_fifo_time_to_live(setup = core_that_expires_to_evict, args = ())]
+#[bench::replace_expiring(setup = core_that_expires_to_replace, args = ())]
+#[bench::evict_expiring(setup = core_that_expires_to_evict, args = ())]
 fn core_insert(prepared: Prepared<Core, (ContentKey, EmbeddingVector)>) -> Core {
     taking_each(prepared, |cache, (key, value)| cache.insert(key, value))
 }
