@@ -376,7 +376,7 @@ fn cache_key_put_blocking(
 // The key stays the caller's, as one that was asked for before; the loop drops no texts.
 #[library_benchmark]
 #[bench::replace(setup = door_to_replace, args = ())]
-fn cache_key_put_blocking_by_reference(
+fn cache_key_put_borrowed(
     prepared: Prepared<Door<CacheKey>, (CacheKey, EmbeddingVector)>,
 ) -> Prepared<Door<CacheKey>, (CacheKey, EmbeddingVector)> {
     with_each(prepared, |cache, (key, value)| cache.put_blocking(key, value.clone()))
@@ -396,7 +396,7 @@ library_benchmark_group!(
         core_insert,
         quick_cache_insert,
         cache_key_put_blocking,
-        cache_key_put_blocking_by_reference,
+        cache_key_put_borrowed,
     ]
 );
 
