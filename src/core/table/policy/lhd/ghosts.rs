@@ -25,7 +25,8 @@ impl Memory {
     }
 
     /// An entry was evicted from a shard that holds `length`.
-    #[inline]
+    // Always: a call saves and restores as much as a third of this takes.
+    #[inline(always)]
     pub(super) fn left(
         &mut self,
         hash: SlotHash,
