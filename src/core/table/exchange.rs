@@ -7,6 +7,7 @@ use super::policy::Policy;
 use super::slots::SlotId;
 use super::stamp::Stamp;
 use super::store::Store;
+use super::ticks::Ticks;
 use super::usage::Limit;
 use super::{Entry, EvictReason, Leaver, NewEntry, Table, stamp, touch_policy};
 
@@ -56,11 +57,11 @@ impl<K, V> Table<K, V> {
             self.held.weight = self.held.weight - old + weight;
             surplus = old.saturating_sub(weight);
         }
-        touch_policy(&mut self.policy, self.policy_epoch, id, entry);
+        touch_policy(&mut self.policy, self.ticks, &mut self.policy_epoch, id, entry);
         mem::swap(&mut entry.value, value);
         let expiry = stamp(&mut self.latest, span, now);
         let old_expiry = mem::replace(&mut entry.expiry, expiry);
-        *self.written.at_mut(id) = written;
+        entry.written = written;
         if self.orders.is_some() || expiry != Stamp::NEVER {
             self.tell_replaced(id, old_expiry, expiry, *new_entry);
         }
@@ -112,15 +113,18 @@ impl<K, V> Table<K, V> {
         let expiry = stamp(&mut self.latest, span, now);
         let old_expiry = mem::replace(&mut entry.expiry, expiry);
         let old_hash = mem::replace(&mut entry.hash, hash);
-        *entry.seen_epoch.get_mut() = Entry::<K, V>::NEVER_SEEN;
-        *self.written.at_mut(id) = written;
+        *entry.seen.get_mut() = self.ticks.insert(&mut self.policy_epoch);
+        entry.written = written;
         self.index.exchange(old_hash, hash, id);
-        let epoch = match reason {
-            EvictReason::Evicted => self.policy.exchange_in_epoch(id, old_hash, hash, weight),
-            EvictReason::Expired => self.policy.renew_in_epoch(id, hash, weight),
+        let epoch = self.policy_epoch.get_mut();
+        let new_epoch = match reason {
+            EvictReason::Evicted => {
+                self.policy.exchange_in_epoch(id, old_hash, hash, weight, *epoch)
+            }
+            EvictReason::Expired => self.policy.renew_in_epoch(id, hash, weight, *epoch),
         };
         if self.table_config.time_to_idle.is_none() {
-            self.policy_epoch = epoch;
+            *epoch = new_epoch;
         }
         if self.orders.is_some() || expiry != Stamp::NEVER {
             self.tell_exchanged(id, old_expiry, old_hash, expiry, *new_entry);
@@ -140,8 +144,7 @@ impl<K, V> Table<K, V> {
     ) {
         let now = self.latest;
         if let Some(orders) = self.orders_for(expiry) {
-            orders.removed(id, old, old_hash);
-            orders.inserted(id, expiry, now, new_entry);
+            orders.exchanged(id, (old, old_hash), expiry, now, new_entry);
         }
     }
 
@@ -157,9 +160,10 @@ impl<K, V> Table<K, V> {
         if self.orders.is_some() || !may_evict {
             return self.next_to_leave(limit, now, None, may_evict);
         }
+        let (last_use, looks) = (Ticks::of(&self.store), &mut self.looks);
         let victim = match limit {
-            Limit::Entries => self.policy.victim(None),
-            Limit::Weight => self.policy.victim_for_weight(None),
+            Limit::Entries => self.policy.victim(None, last_use, looks),
+            Limit::Weight => self.policy.victim_for_weight(None, last_use, looks),
         };
         victim.map(|id| (id, EvictReason::Evicted))
     }

@@ -8,7 +8,7 @@ use super::entry::NewEntry;
 use super::expiry::{Expiry, Life};
 use super::idle::Idle;
 use super::index::SlotHash;
-use super::policy::{MemoryPressure, Sizes};
+use super::policy::{EvictionPolicy, MemoryPressure, Sizes};
 use super::slots::SlotId;
 use super::stamp::Stamp;
 
@@ -26,7 +26,8 @@ impl Orders {
         Self {
             expiry: Expiry::new(config.jitter),
             idle: config.time_to_idle.map(Idle::new),
-            sizes: (config.pressure == MemoryPressure::LargestFirst).then(Sizes::default),
+            sizes: (config.pressure == MemoryPressure::LargestFirst)
+                .then(|| Sizes::new(config.policy == EvictionPolicy::Lru)),
         }
     }
 
@@ -63,24 +64,38 @@ impl Orders {
         new_entry: NewEntry,
     ) {
         self.expiry.cancel(id, old, new_entry.hash);
+        self.expiry.schedule(id, expiry, new_entry.life, new_entry.hash);
         if let Some(sizes) = &mut self.sizes {
-            sizes.remove(id);
+            sizes.replace(id, new_entry.size);
         }
-        self.inserted(id, expiry, now, new_entry);
+        if let Some(idle) = &mut self.idle {
+            idle.write(id, now);
+        }
+    }
+
+    /// The entry in `id`, which expired at `old`, has left, and a new one was written there at `now`.
+    pub(super) fn exchanged(
+        &mut self,
+        id: SlotId,
+        (old, old_hash): (Stamp, SlotHash),
+        expiry: Stamp,
+        now: Stamp,
+        new_entry: NewEntry,
+    ) {
+        self.expiry.cancel(id, old, old_hash);
+        self.expiry.schedule(id, expiry, new_entry.life, new_entry.hash);
+        if let Some(sizes) = &mut self.sizes {
+            sizes.exchange(id, new_entry.size);
+        }
+        if let Some(idle) = &mut self.idle {
+            idle.write(id, now);
+        }
     }
 
     /// The entry in `id`, which expired at `old`, was given a time-to-live of its own. No use of it.
     pub(super) fn rescheduled(&mut self, id: SlotId, old: Stamp, expiry: Stamp, hash: SlotHash) {
         self.expiry.cancel(id, old, hash);
         self.expiry.schedule(id, expiry, Life::Own, hash);
-    }
-
-    /// The entry in `id` was used. Under the write lock; when that was is [noted](Idle::note) under
-    /// either.
-    pub(super) fn touched(&mut self, id: SlotId) {
-        if let Some(sizes) = &mut self.sizes {
-            sizes.touch(id);
-        }
     }
 
     /// The entry in `id`, which expired at `expiry`, has left.
