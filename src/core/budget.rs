@@ -1,16 +1,17 @@
 //! The limits of a cache: two counters for all its shards, never over their maximum.
 //!
 //! Room is reserved before an entry is inserted and released after it has left, so the counters are
-//! at every instant at least what the shards hold. A writer that evicts from its own shard keeps
-//! what that frees in its [`Reservation`] and hands it to the new entry: with entries of one size, a
-//! full cache writes no shared line at all.
+//! at every instant at least what the shards hold. In a full cache a new entry takes the room of one
+//! that leaves its own shard under the same lock hold, so with entries of one size no shared line is
+//! written at all. Where more is needed, a writer keeps what is freed in its [`Reservation`] until it
+//! is enough.
 //!
 //! Orderings: all relaxed. Each counter is only ever changed by read-modify-writes, whose order is
 //! total for one atomic, so a compare-exchange that respects the maximum suffices to keep it; the
 //! entries that the numbers speak of are published by the locks of their shards. The maxima are
 //! changed by `ShardedCache::set_max_entries` and its twin, which then pass through the lock of
-//! every shard; as [`Reservation::cover`] is only called under one, every call after that pass sees
-//! the new maximum.
+//! every shard; as [`Budget::room_for`] and [`Reservation::cover`] are only called under one, every
+//! call after that pass sees the new maximum.
 
 use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

@@ -8,6 +8,7 @@ use crate::error::{CacheError, ErrorKind};
 use crate::hasher::DefaultHashBuilder;
 
 use super::clock::{Clock, Grace, Stamp, Time};
+use super::make_room::span_of;
 use super::removal::Listener;
 use super::table::TableConfig;
 use super::table::expiry::Jitter;
@@ -306,6 +307,7 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
             return Err(ErrorKind::ShardCount { shards, limit: MOST_SHARDS }.into());
         }
         let shards = shards.next_power_of_two();
+        let grace = Grace::new(self.grace);
         Ok(ShardedCache::from_config(
             shards,
             match self.max_entries {
@@ -317,12 +319,13 @@ impl<K, V, S> ShardedCacheBuilder<K, V, S> {
             self.listener,
             Config {
                 table_config: TableConfig {
-                    grace: Grace::new(self.grace),
+                    grace,
                     jitter,
                     time_to_idle: self.time_to_idle,
                     ..TableConfig::new(self.policy, self.pressure, shards)
                 },
                 time_to_live: self.time_to_live,
+                span: (!jitter.is_any()).then(|| span_of(self.time_to_live, grace)),
                 weigher: self.weigher,
                 entries_by_weight: self.max_entries.is_none(),
                 // Nothing else goes by it.

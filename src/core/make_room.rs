@@ -25,7 +25,7 @@ use crate::error::ErrorKind;
 use crate::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use super::budget::{Limit, Reservation, Room, Usage};
-use super::clock::{Span, Stamp};
+use super::clock::{Grace, Span, Stamp};
 use super::removal::{Gone, Notifier};
 use super::shard::{BITE, Shard, Unlock};
 use super::table::expiry::Life;
@@ -33,7 +33,7 @@ use super::table::index::SlotHash;
 use super::table::slots::SlotId;
 use super::table::{Entry, EvictReason, NewEntry, Replace, State, Table};
 use super::wait::{Until, Wait};
-use super::{Place, RemovalCause, ShardedCache};
+use super::{Config, Place, RemovalCause, ShardedCache};
 
 /// How often an operation that finds all room reserved by others waits for it: some 20 ms in all.
 pub(super) const WAITS: u32 = 24;
@@ -158,13 +158,12 @@ where
     /// grace; but one that is expired at once is not kept.
     #[inline]
     pub(super) fn span(&self, own_ttl: Option<Duration>, hash: SlotHash) -> Span {
-        let table_config = &self.config.table_config;
-        let common = || self.config.time_to_live.map(|ttl| table_config.jitter.apply(ttl, hash));
-        match own_ttl.or_else(common) {
-            None => Span::ENDLESS,
-            Some(Duration::ZERO) => Span::NONE,
-            Some(ttl) => Span::of(ttl.saturating_add(table_config.grace.length())),
+        let Config { table_config, time_to_live, span, .. } = &self.config;
+        if let (None, Some(span)) = (own_ttl, span) {
+            return *span;
         }
+        let common = || time_to_live.map(|ttl| table_config.jitter.apply(ttl, hash));
+        span_of(own_ttl.or_else(common), table_config.grace)
     }
 
     /// The moment for a write, and the same in seconds since the cache was made.
@@ -265,7 +264,10 @@ where
         let Some((key, value)) = entry else { unreachable!("what is stored is not tried again") };
         let mut need = Usage::one(new_entry.weight);
         let mut replaces = None;
-        if let Some((id, found)) = table.find(new_entry.hash, key) {
+        // Where one has left already, the key is not here. Nor is it compared with others any more: a
+        // panic there would keep what has left from the listener.
+        let found = if leaver.is_none() { table.find(new_entry.hash, key) } else { None };
+        if let Some((id, found)) = found {
             if table.is_dead(id, found, new_entry.now) {
                 // No update: it leaves, and its room is the first that is taken.
                 let freed = gone.take_out(&shard.counters, table, id, RemovalCause::Expired);
@@ -280,8 +282,8 @@ where
         {
             return Err(if table.is_tired() { NeedsRoom::Tired } else { NeedsRoom::NoRoom });
         }
-        if replaces.is_some() {
-            let Replace::Done(surplus) = table.replace(key, value, new_entry, |_| true) else {
+        if let Some(id) = replaces {
+            let Replace::Done(surplus) = table.replace_at(id, value, new_entry) else {
                 unreachable!("it was found under this lock hold, and alive")
             };
             reservation.take_over(Usage { entries: 0, weight: surplus });
@@ -516,5 +518,14 @@ impl<K, V, S> ShardedCache<K, V, S> {
         // The number of shards is a power of two: to divide would take longer than all else here.
         let mean = all >> self.shards.len().trailing_zeros();
         self.mask == 0 || own > mean - mean / 4
+    }
+}
+
+/// How long an entry of this time-to-live is kept.
+pub(super) fn span_of(time_to_live: Option<Duration>, grace: Grace) -> Span {
+    match time_to_live {
+        None => Span::ENDLESS,
+        Some(Duration::ZERO) => Span::NONE,
+        Some(ttl) => Span::of(ttl.saturating_add(grace.length())),
     }
 }

@@ -51,7 +51,7 @@ pub(crate) use {get::Lookup, get_many::GROUP};
 
 use budget::{Budget, Usage};
 use builder::{Measure, entries_for};
-use clock::{Stamp, Time};
+use clock::{Span, Stamp, Time};
 use compute::Inflight;
 use hit_counters::HitCounters;
 use removal::{Listener, Notifier, Removals};
@@ -167,6 +167,8 @@ pub struct ShardedCache<K, V, S = DefaultHashBuilder> {
 struct Config<K, V> {
     table_config: TableConfig,
     time_to_live: Option<Duration>,
+    /// How long entries with that one are kept, if all are kept equally long.
+    span: Option<Span>,
     weigher: Option<Measure<K, V>>,
     /// Whether the limit on entries is none of its own, but follows from that on weight.
     entries_by_weight: bool,

@@ -4,6 +4,7 @@
 use std::cell::Cell;
 use std::hash::{Hash, Hasher};
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Once};
 use std::time::Duration;
 
@@ -352,6 +353,65 @@ fn a_drop_that_panics_does_so_when_the_work_is_done() {
 }
 
 /// The predicate decides first: what it had decided of these entries is not carried out.
+/// A key with the hash of all others, so that many are compared.
+#[derive(Debug)]
+struct Same(u64);
+
+impl Hash for Same {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(0);
+    }
+}
+
+impl PartialEq for Same {
+    fn eq(&self, other: &Self) -> bool {
+        called(Call::KeyEq);
+        self.0 == other.0
+    }
+}
+
+impl Eq for Same {}
+
+#[test]
+fn a_comparison_that_panics_keeps_nothing_that_left_from_the_listener() {
+    for (policy, pressure, key) in PRESSURES.into_iter().flat_map(|pressure| {
+        [EvictionPolicy::Lru, EvictionPolicy::S3Fifo, EvictionPolicy::HitDensity]
+            .into_iter()
+            // One that comes in, and one whose value grows.
+            .flat_map(move |policy| [100, 9].map(|key| (policy, pressure, key)))
+    }) {
+        for nth in 0.. {
+            let told = Arc::new(AtomicU64::new(0));
+            let counter = Arc::clone(&told);
+            let cache = ShardedCache::<Same, u64>::builder()
+                .max_weight(10)
+                .weigher(|_: &Same, &weight: &u64| weight)
+                .eviction(policy)
+                .memory_pressure(pressure)
+                .shards(1)
+                .eviction_listener(move |_: &Same, _: &u64, cause| {
+                    counter.fetch_add(u64::from(cause != RemovalCause::Replaced), Relaxed);
+                })
+                .build()
+                .unwrap();
+            for key in 0..10 {
+                cache.insert(Same(key), 1).unwrap();
+            }
+            let panicked = panics(Call::KeyEq, nth, || {
+                cache.insert(Same(key), 5).unwrap();
+            });
+            let inserted = cache.stats().insertions;
+            let case = format!("{policy:?}, {pressure:?}, {key}, the {nth}th");
+            assert_eq!(cache.len() as u64 + told.load(Relaxed), inserted, "{case}");
+            cache.validate();
+            if !panicked {
+                assert!(nth > 5, "{case}");
+                break;
+            }
+        }
+    }
+}
+
 #[test]
 fn a_panicking_predicate_removes_nothing() {
     for pressure in PRESSURES {

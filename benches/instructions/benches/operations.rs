@@ -252,6 +252,23 @@ fn request(cache: &Core, key: ContentKey, value: EmbeddingVector) -> bool {
     found
 }
 
+fn expiring(room: usize) -> Core {
+    core(room)
+        .eviction(EvictionPolicy::S3Fifo)
+        .time_to_live(Duration::from_secs(3600))
+        .clock(Arc::new(Standing))
+        .build()
+        .expect("a cache")
+}
+
+fn core_that_expires_to_replace() -> Prepared<Core, (ContentKey, EmbeddingVector)> {
+    to_replace(expiring(2 * OPERATIONS), content_keys(0))
+}
+
+fn core_that_expires_to_evict() -> Prepared<Core, (ContentKey, EmbeddingVector)> {
+    to_evict(expiring(OPERATIONS))
+}
+
 fn door_by_content_key() -> Prepared<Door<ContentKey>, ContentKey> {
     warm(door(), content_keys(0))
 }
@@ -397,6 +414,8 @@ fn cache_key_get_many(
 #[bench::evict_hit_density(setup = core_to_evict, args = (EvictionPolicy::HitDensity))]
 #[bench::evict_lru(setup = core_to_evict, args = (EvictionPolicy::Lru))]
 #[bench::evict_largest(setup = core_to_evict_largest, args = ())]
+#[bench::replace_time_to_live(setup = core_that_expires_to_replace, args = ())]
+#[bench::evict_s3_fifo_time_to_live(setup = core_that_expires_to_evict, args = ())]
 fn core_insert(prepared: Prepared<Core, (ContentKey, EmbeddingVector)>) -> Core {
     taking_each(prepared, |cache, (key, value)| cache.insert(key, value))
 }

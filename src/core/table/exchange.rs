@@ -5,11 +5,11 @@ use std::mem;
 use super::index::{First, Index, SlotHash};
 use super::policy::Policy;
 use super::slots::SlotId;
-use super::stamp::Stamp;
+use super::stamp::{Span, Stamp};
 use super::store::Store;
 use super::ticks::Ticks;
 use super::usage::Limit;
-use super::{Entry, EvictReason, Leaver, NewEntry, Table, stamp, touch_policy};
+use super::{Entry, EvictReason, Leaver, NewEntry, Table, advance, touch_policy};
 
 /// What became of a [`Table::replace`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,6 +20,12 @@ pub(in super::super) enum Replace {
     Absent,
     /// Nothing has changed: its entry is dead, or the new one does not fit.
     Refused,
+}
+
+/// The entry whose value is to be replaced.
+enum Sought<'k, K> {
+    Key(&'k K),
+    Slot(SlotId),
 }
 
 impl<K, V> Table<K, V> {
@@ -38,14 +44,46 @@ impl<K, V> Table<K, V> {
     where
         K: Eq,
     {
+        self.replace_sought(Sought::Key(key), value, new_entry, fits)
+    }
+
+    /// [`replace`](Self::replace) of the entry in a slot, whatever its key is.
+    #[inline(never)]
+    pub(in super::super) fn replace_at(
+        &mut self,
+        id: SlotId,
+        value: &mut V,
+        new_entry: &NewEntry,
+    ) -> Replace
+    where
+        K: Eq,
+    {
+        self.replace_sought(Sought::Slot(id), value, new_entry, |_| true)
+    }
+
+    // Always: as `replace`.
+    #[inline(always)]
+    fn replace_sought(
+        &mut self,
+        sought: Sought<'_, K>,
+        value: &mut V,
+        new_entry: &NewEntry,
+        fits: impl FnOnce(u64) -> bool,
+    ) -> Replace
+    where
+        K: Eq,
+    {
         let NewEntry { hash, weight, span, now, written, .. } = *new_entry;
-        let Some((id, entry)) = find_mut(&mut self.index, &mut self.store, hash, key) else {
-            return Replace::Absent;
+        let is_timeless = self.is_timeless(span);
+        let found = match sought {
+            Sought::Key(key) => find_mut(&mut self.index, &mut self.store, hash, key),
+            Sought::Slot(id) => self.store.entry_mut(id).map(|entry| (id, entry)),
         };
+        let Some((id, entry)) = found else { return Replace::Absent };
         let idle = self.orders.as_ref().and_then(|orders| orders.idle.as_ref());
         let old = entry.weight;
-        if !entry.expiry.is_alive_at(now)
-            || idle.is_some_and(|idle| idle.is_idle(id, now))
+        if !is_timeless
+            && (!entry.expiry.is_alive_at(now) || idle.is_some_and(|idle| idle.is_idle(id, now)))
             || weight != old && !fits(old)
         {
             return Replace::Refused;
@@ -59,22 +97,21 @@ impl<K, V> Table<K, V> {
         }
         touch_policy(&mut self.policy, self.ticks, &mut self.policy_epoch, id, entry);
         mem::swap(&mut entry.value, value);
-        let expiry = stamp(&mut self.latest, span, now);
-        let old_expiry = mem::replace(&mut entry.expiry, expiry);
         entry.written = written;
-        if self.orders.is_some() || expiry != Stamp::NEVER {
-            self.tell_replaced(id, old_expiry, expiry, *new_entry);
+        advance(&mut self.latest, now);
+        if !is_timeless {
+            let expiry = self.latest.expiry(span);
+            let old_expiry = mem::replace(&mut entry.expiry, expiry);
+            self.tell_exchanged(id, (old_expiry, hash), expiry, *new_entry);
         }
         Replace::Done(surplus)
     }
 
-    // Not inline: most caches have no such order.
-    #[inline(never)]
-    fn tell_replaced(&mut self, id: SlotId, old: Stamp, expiry: Stamp, new_entry: NewEntry) {
-        let now = self.latest;
-        if let Some(orders) = self.orders_for(expiry) {
-            orders.replaced(id, old, expiry, now, new_entry);
-        }
+    /// Whether no entry here expires, and one kept for this `span` does not either: then time is no
+    /// matter for it.
+    #[inline]
+    fn is_timeless(&self, span: Span) -> bool {
+        self.orders.is_none() && span == Span::ENDLESS
     }
 
     /// Puts a new entry, whose key is not here, into the slot of the one that is to
@@ -95,6 +132,7 @@ impl<K, V> Table<K, V> {
         fits: impl FnOnce(u64) -> bool,
     ) -> Option<u64> {
         let NewEntry { hash, weight, span, now, written, .. } = *new_entry;
+        let is_timeless = self.is_timeless(span);
         let Some(entry) = self.store.entry_mut(id) else {
             unreachable!("{id:?} was named under this lock hold");
         };
@@ -110,8 +148,13 @@ impl<K, V> Table<K, V> {
         // By word; moved out of an option and back, the bytes beside a flag in a value are, too.
         mem::swap(&mut entry.key, key);
         mem::swap(&mut entry.value, value);
-        let expiry = stamp(&mut self.latest, span, now);
-        let old_expiry = mem::replace(&mut entry.expiry, expiry);
+        let mut expiry = Stamp::NEVER;
+        let mut old_expiry = expiry;
+        advance(&mut self.latest, now);
+        if !is_timeless {
+            expiry = self.latest.expiry(span);
+            old_expiry = mem::replace(&mut entry.expiry, expiry);
+        }
         let old_hash = mem::replace(&mut entry.hash, hash);
         *entry.seen.get_mut() = self.ticks.insert(&mut self.policy_epoch);
         entry.written = written;
@@ -126,25 +169,24 @@ impl<K, V> Table<K, V> {
         if self.table_config.time_to_idle.is_none() {
             *epoch = new_epoch;
         }
-        if self.orders.is_some() || expiry != Stamp::NEVER {
-            self.tell_exchanged(id, old_expiry, old_hash, expiry, *new_entry);
+        if !is_timeless {
+            self.tell_exchanged(id, (old_expiry, old_hash), expiry, *new_entry);
         }
         Some(surplus)
     }
 
-    // Not inline: most caches have no such order.
+    // Not inline: it has no part in a put where nothing expires.
     #[inline(never)]
     fn tell_exchanged(
         &mut self,
         id: SlotId,
-        old: Stamp,
-        old_hash: SlotHash,
+        old: (Stamp, SlotHash),
         expiry: Stamp,
         new_entry: NewEntry,
     ) {
         let now = self.latest;
         if let Some(orders) = self.orders_for(expiry) {
-            orders.exchanged(id, (old, old_hash), expiry, now, new_entry);
+            orders.exchanged(id, old, expiry, now, new_entry);
         }
     }
 

@@ -38,6 +38,11 @@ impl Jitter {
         (0.0..=1.0).contains(&fraction).then_some(Self(fraction))
     }
 
+    /// Whether the time-to-live is spread at all.
+    pub(in crate::core) fn is_any(self) -> bool {
+        self.0 > 0.0
+    }
+
     fn steps(self) -> usize {
         if self.0 > 0.0 { STEPS } else { 1 }
     }
@@ -134,6 +139,26 @@ impl Expiry {
             self.written[self.jitter.step(hash)].remove(&mut self.links, slot);
         } else {
             self.own.remove(slot);
+        }
+    }
+
+    /// Notes that the entry in `slot`, which expired at the first `old` and had the other, made way for
+    /// another one: [`cancel`](Self::cancel) and [`schedule`](Self::schedule) in one step.
+    pub(in crate::core) fn exchange(
+        &mut self,
+        slot: SlotId,
+        old: (Stamp, SlotHash),
+        expiry: Stamp,
+        life: Life,
+        hash: SlotHash,
+    ) {
+        let step = self.jitter.step(hash);
+        let stays = life == Life::Default && expiry != Stamp::NEVER && old.0 != Stamp::NEVER;
+        if stays && step == self.jitter.step(old.1) && List::holds(&self.links, slot) {
+            self.written[step].move_to_front(&mut self.links, slot);
+        } else {
+            self.cancel(slot, old.0, old.1);
+            self.schedule(slot, expiry, life, hash);
         }
     }
 

@@ -354,7 +354,8 @@ impl<K, V> Table<K, V> {
     /// When an entry written at `now` expires.
     #[inline]
     fn stamp(&mut self, span: Span, now: Stamp) -> Stamp {
-        stamp(&mut self.latest, span, now)
+        advance(&mut self.latest, now);
+        self.latest.expiry(span)
     }
 
     /// The orders, if any of them has to know of an entry with this `expiry`.
@@ -509,14 +510,13 @@ impl<K, V> Table<K, V> {
     }
 }
 
-/// When an entry written at `now` expires; `latest` is the [latest moment](Table::latest) of a write.
+/// Notes that something is written at `now`; `latest` is the [latest moment](Table::latest) of a write.
 #[inline]
-fn stamp(latest: &mut Stamp, span: Span, now: Stamp) -> Stamp {
+fn advance(latest: &mut Stamp, now: Stamp) {
     // Mostly it stands still, as the clock is coarse where nothing expires.
     if now > *latest {
         *latest = now;
     }
-    latest.expiry(span)
 }
 
 /// Tells the policy of a use under the write lock, unless it has nothing to learn from it.

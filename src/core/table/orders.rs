@@ -54,36 +54,17 @@ impl Orders {
         }
     }
 
-    /// The value in `id`, which expired at `old`, was replaced at `now`.
-    pub(super) fn replaced(
-        &mut self,
-        id: SlotId,
-        old: Stamp,
-        expiry: Stamp,
-        now: Stamp,
-        new_entry: NewEntry,
-    ) {
-        self.expiry.cancel(id, old, new_entry.hash);
-        self.expiry.schedule(id, expiry, new_entry.life, new_entry.hash);
-        if let Some(sizes) = &mut self.sizes {
-            sizes.replace(id, new_entry.size);
-        }
-        if let Some(idle) = &mut self.idle {
-            idle.write(id, now);
-        }
-    }
-
-    /// The entry in `id`, which expired at `old`, has left, and a new one was written there at `now`.
+    /// The entry in `id`, or its value, made way for another at `now`; of `old` is when it expired and
+    /// its hash.
     pub(super) fn exchanged(
         &mut self,
         id: SlotId,
-        (old, old_hash): (Stamp, SlotHash),
+        old: (Stamp, SlotHash),
         expiry: Stamp,
         now: Stamp,
         new_entry: NewEntry,
     ) {
-        self.expiry.cancel(id, old, old_hash);
-        self.expiry.schedule(id, expiry, new_entry.life, new_entry.hash);
+        self.expiry.exchange(id, old, expiry, new_entry.life, new_entry.hash);
         if let Some(sizes) = &mut self.sizes {
             sizes.exchange(id, new_entry.size);
         }

@@ -37,6 +37,8 @@ struct Checked {
     model: BTreeMap<u64, Held>,
     random: Random,
     now: Stamp,
+    /// The latest moment of a write: lives are counted from there where the clock was set back.
+    latest: Stamp,
     /// Whether entries have a time-to-live.
     expires: bool,
     jitter: Jitter,
@@ -51,6 +53,7 @@ impl Checked {
             model: BTreeMap::new(),
             random: Random(0x9E37_79B9_7F4A_7C15),
             now: Stamp::from_nanos(1),
+            latest: Stamp::ZERO,
             expires,
             jitter: config.jitter,
             values: 0,
@@ -76,7 +79,7 @@ impl Checked {
         let written = self.now.seconds_since(Stamp::ZERO);
         let (now, size) = (self.now, weight);
         self.values += 1;
-        let expiry = now.expiry(span);
+        let expiry = now.max(self.latest).expiry(span);
         let new = NewEntry { hash, weight, size, span, life, now, written };
         (new, Held { value: self.values, weight, expiry, written })
     }
@@ -123,12 +126,14 @@ impl Checked {
                 assert_eq!(surplus, before.weight.saturating_sub(held.weight));
                 assert_eq!(value, before.value);
                 self.model.insert(key, held);
+                self.latest = self.latest.max(self.now);
             }
         }
     }
 
     /// Inserts a key that is not here; into the slot of another one where the table is full.
     fn insert(&mut self, mut key: u64, new_entry: NewEntry, held: Held, fits: bool) {
+        self.latest = self.latest.max(self.now);
         if self.model.len() < ENTRIES {
             self.table.insert(key, held.value, new_entry);
             self.model.insert(key, held);
@@ -191,7 +196,8 @@ impl Checked {
                 }
             }
             3 if self.random.below(4) == 0 => {
-                self.now = Stamp::from_nanos(self.now.nanos() + 7_000_000_000);
+                let by = if self.random.below(4) == 0 { -5_000_000_000 } else { 7_000_000_000 };
+                self.now = Stamp::from_nanos(self.now.nanos().saturating_add_signed(by).max(1));
             }
             _ => self.put(key),
         }
@@ -254,4 +260,36 @@ fn replacements_bring_the_growth_of_the_index_to_an_end() {
     }
     assert!(!checked.table.index.is_draining());
     checked.table.validate();
+}
+
+/// A clock that was set back stands still at the latest write, also where no entry has expired or
+/// could until now.
+#[test]
+fn a_life_begins_no_earlier_than_the_latest_write_even_of_an_entry_without_one() {
+    let config = TableConfig::new(EvictionPolicy::Lru, MemoryPressure::PolicyOrder, 1);
+    for exchanges in [false, true] {
+        let mut table = Table::new(&config, 0);
+        let new = |key: u64, now: u64, span| NewEntry {
+            hash: SlotHash(key as u32),
+            weight: 0,
+            size: 0,
+            span,
+            life: Life::Own,
+            now: Stamp::from_nanos(now),
+            written: 0,
+        };
+        table.insert(1, 10, new(1, 10, Span::ENDLESS));
+        let latest = new(1, 30, Span::ENDLESS);
+        if exchanges {
+            let leaver = table.leaver_for_another(Limit::Entries, latest.now, true).unwrap();
+            let latest = NewEntry { hash: SlotHash(2), ..latest };
+            assert_eq!(table.exchange(leaver, &mut 2, &mut 20, &latest, |_| true), Some(0));
+        } else {
+            assert_eq!(table.replace(&1, &mut 20, &latest, |_| true), Replace::Done(0));
+        }
+        let ttl = Span::of(Duration::from_nanos(50));
+        table.insert(3, 30, new(3, 20, ttl));
+        let (_, entry) = table.find(SlotHash(3), &3).unwrap();
+        assert_eq!(entry.expiry, Stamp::from_nanos(30).expiry(ttl));
+    }
 }

@@ -64,16 +64,7 @@ impl Sizes {
         }
     }
 
-    /// The entry in `slot` was written anew, with this size.
-    pub(in super::super) fn replace(&mut self, slot: SlotId, size: u64) {
-        // A use, too: where these count, its tick says it.
-        if !(self.nodes.are_by_use() && self.size_of(slot) == Some(size)) {
-            self.remove(slot);
-            self.insert(slot, size);
-        }
-    }
-
-    /// Another entry, with this size, takes the place of the one in `slot`.
+    /// Another entry, with this size, takes the place of the one in `slot`, or that one is written anew.
     pub(in super::super) fn exchange(&mut self, slot: SlotId, size: u64) {
         if self.nodes.holds(slot) {
             let node = self.node_of(slot);
@@ -84,13 +75,6 @@ impl Sizes {
         }
         self.remove(slot);
         self.insert(slot, size);
-    }
-
-    fn size_of(&self, slot: SlotId) -> Option<u64> {
-        if self.nodes.holds(slot) {
-            return Some(self.tree.nodes[self.node_of(slot)].size);
-        }
-        self.used.moment_of(slot).map(|(Reverse(size), _)| size)
     }
 
     /// The largest, and of several the one that was used or inserted longest ago; never `keep`. None,
@@ -431,14 +415,14 @@ mod tests {
                     (Some(size), 0 | 1) => {
                         sizes.hit(id);
                         if !by_use {
-                            sizes.sizes.replace(id, size);
+                            sizes.sizes.exchange(id, size);
                         }
                         model.insert(id, size);
                     }
                     (Some(old), what @ 2..=3) => {
                         let size = if what == 2 { old } else { size_of(random()) };
                         sizes.hit(id);
-                        sizes.sizes.replace(id, size);
+                        sizes.sizes.exchange(id, size);
                         model.insert(id, size);
                     }
                     (Some(old), 4) => {
