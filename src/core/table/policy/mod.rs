@@ -71,10 +71,6 @@ pub enum MemoryPressure {
 /// six instructions.
 #[derive(Debug)]
 #[repr(u8)]
-#[expect(
-    clippy::large_enum_variant,
-    reason = "one for each shard; in a box a hit would look for it"
-)]
 pub(super) enum AnyPolicy {
     Lru(Lru),
     S3Fifo(S3Fifo),
