@@ -334,8 +334,8 @@ fn a_put_that_replaces_allocates_for_an_unusual_key_and_copies_only_a_vec() {
             for (key, blocks) in [(key(4 * ENTRIES), 0), (key(4 * ENTRIES).with_chunk("7"), 1)] {
                 ready(cache.put(key.clone(), [0.5; 8])).unwrap();
                 for i in 0..1000 {
-                    let (key, vector) = (key.clone(), EmbeddingVector::from([i as f32; 8]));
-                    let counted = measure(|| ready(cache.put(key, vector)).unwrap());
+                    let vector = EmbeddingVector::from([i as f32; 8]);
+                    let counted = measure(|| ready(cache.put(&key, vector)).unwrap());
                     assert_eq!(counted.count_total, blocks, "{policy:?}, {pressure:?}");
                 }
                 let vec = vec![0.5; 8];

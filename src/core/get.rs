@@ -233,8 +233,9 @@ where
         Q: Hash + Equivalent<K> + ?Sized,
         W: Wait,
     {
-        let fresh_beyond = self.fresh_beyond_for_reading();
+        // Before the clock is read: a key that was made in registers would have to outlive that call.
         let at = self.place(key);
+        let fresh_beyond = self.fresh_beyond_for_reading();
         let table = at.shard.read(wait)?;
         let Some((id, entry)) = self.find(&table, at.hash, key) else {
             drop(table);

@@ -271,6 +271,29 @@ fn a_look_tells_fresh_from_stale_from_absent_and_counts_nothing() {
 }
 
 #[test]
+fn the_moment_zero_is_one_like_any_other() {
+    for grace in [Duration::ZERO, SECOND] {
+        for idle in [false, true] {
+            let clock = Arc::new(Fake::default());
+            let builder = builder().max_entries(10).time_to_live(3 * SECOND).grace(grace);
+            let builder = if idle { builder.time_to_idle(2 * SECOND) } else { builder };
+            let cache = builder.clock(clock.clone()).build().unwrap();
+            cache.insert(1, 1).unwrap();
+            cache.insert_with_ttl(2, 2, Duration::ZERO).unwrap();
+            assert_eq!((cache.get(&1), cache.get(&2)), (Some(1), None));
+            cache.insert_with_ttl(2, 2, Duration::ZERO).unwrap();
+            assert_eq!(cache.get_many(&[1, 2]), [Some(1), None]);
+            clock.advance(2 * SECOND);
+            assert_eq!(cache.get(&1), Some(1));
+            clock.advance(SECOND);
+            assert_eq!(cache.get(&1), Some(1), "not idle: it was used a second ago");
+            clock.advance(Duration::from_nanos(1));
+            assert_eq!(cache.get(&1), None);
+        }
+    }
+}
+
+#[test]
 fn an_invalidation_removes_what_is_stale_too() {
     let clock = Arc::new(Fake::default());
     let builder = builder().max_entries(10).time_to_live(SECOND).grace(9 * SECOND);

@@ -1,14 +1,16 @@
 //! Access to one key: get, put, remove, with and without a deadline.
 
+use std::borrow::Borrow;
 use std::hash::BuildHasher;
 use std::ops::ControlFlow::{self, Break, Continue};
 use std::pin::Pin;
 use std::time::Duration;
 
-use crate::core::{CONTENDED, Forever, InsertOptions, Try};
+use crate::core::{CONTENDED, Forever, InsertOptions, Try, Wait};
 use crate::error::{CacheError, ErrorKind};
 use crate::vector::EmbeddingVector;
 
+use super::key::names::ModelName;
 use super::{Components, EmbeddingCache, EmbeddingKey, Inner, Stored};
 
 impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
@@ -22,17 +24,18 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// Dropped at an `.await`, it has changed nothing.
     pub async fn get(&self, key: &K) -> Option<EmbeddingVector> {
         // Not a `match`: what it looks at would be part of the future.
-        if let Some(found) = self.inner.core.lookup(&key.probe(), Try) {
-            return found.map(|components| self.inner.vector(components));
+        if let Some(found) = self.inner.lookup(key, Try) {
+            return found;
         }
         // Hardly ever: in a box, so that not every call has room for it to move.
         Box::pin(self.get_until(key, None)).await.flatten()
     }
 
-    /// Stores the embedding of `key`, replacing one that is there.
+    /// Stores the embedding of `key`, replacing one that is there. The key itself is not stored, but
+    /// its compact form: it may be given by value or by reference, and a clone is never needed.
     ///
-    /// The write lock of one shard; `O(1)` amortized. Allocates the stored key; a `Vec<f32>` is
-    /// copied into a shared allocation, an [`EmbeddingVector`] or an `Arc<[f32]>` is not. Entries
+    /// The write lock of one shard; `O(1)` amortized. A key that has no compact form is copied; a
+    /// `Vec<f32>` is copied into a shared allocation, an [`EmbeddingVector`] or an `Arc<[f32]>` is not. Entries
     /// that leave to make room are dropped after unlocking.
     ///
     /// # Errors
@@ -62,15 +65,19 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// ```
     pub async fn put(
         &self,
-        key: K,
+        key: impl Borrow<K>,
         embedding: impl Into<EmbeddingVector>,
     ) -> Result<(), CacheError> {
         #[cfg(feature = "tier")]
         if self.inner.tier.is_some() {
-            return Box::pin(self.put_in_both(key, embedding.into(), None, None)).await;
+            return Box::pin(self.put_in_both(key.borrow(), embedding.into(), None, None)).await;
         }
-        let waiting = match self.put_at_once(&key, embedding.into(), InsertOptions::default(), None)
-        {
+        let waiting = match self.put_at_once(
+            key.borrow(),
+            embedding.into(),
+            InsertOptions::default(),
+            None,
+        ) {
             Break(done) => return done,
             Continue(waiting) => waiting,
         };
@@ -101,18 +108,18 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// ```
     pub async fn put_with_ttl(
         &self,
-        key: K,
+        key: impl Borrow<K>,
         embedding: impl Into<EmbeddingVector>,
         time_to_live: Duration,
     ) -> Result<(), CacheError> {
         #[cfg(feature = "tier")]
         if self.inner.tier.is_some() {
             let own = Some(time_to_live);
-            return Box::pin(self.put_in_both(key, embedding.into(), own, None)).await;
+            return Box::pin(self.put_in_both(key.borrow(), embedding.into(), own, None)).await;
         }
         let options =
             InsertOptions { time_to_live: Some(time_to_live), ..InsertOptions::default() };
-        let waiting = match self.put_at_once(&key, embedding.into(), options, None) {
+        let waiting = match self.put_at_once(key.borrow(), embedding.into(), options, None) {
             Break(done) => return done,
             Continue(waiting) => waiting,
         };
@@ -145,8 +152,8 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         key: &K,
         wait: Duration,
     ) -> Result<Option<EmbeddingVector>, CacheError> {
-        if let Some(found) = self.inner.core.lookup(&key.probe(), Try) {
-            return Ok(found.map(|components| self.inner.vector(components)));
+        if let Some(found) = self.inner.lookup(key, Try) {
+            return Ok(found);
         }
         Box::pin(self.get_until(key, Some(wait))).await.ok_or_else(|| {
             let error = ErrorKind::Timeout { operation: "get", waited: wait }.into();
@@ -183,19 +190,24 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// ```
     pub async fn try_put_for(
         &self,
-        key: K,
+        key: impl Borrow<K>,
         embedding: impl Into<EmbeddingVector>,
         wait: Duration,
     ) -> Result<(), CacheError> {
         #[cfg(feature = "tier")]
         if self.inner.tier.is_some() {
-            return Box::pin(self.put_in_both(key, embedding.into(), None, Some(wait))).await;
+            return Box::pin(self.put_in_both(key.borrow(), embedding.into(), None, Some(wait)))
+                .await;
         }
-        let waiting =
-            match self.put_at_once(&key, embedding.into(), InsertOptions::default(), Some(wait)) {
-                Break(done) => return done,
-                Continue(waiting) => waiting,
-            };
+        let waiting = match self.put_at_once(
+            key.borrow(),
+            embedding.into(),
+            InsertOptions::default(),
+            Some(wait),
+        ) {
+            Break(done) => return done,
+            Continue(waiting) => waiting,
+        };
         waiting.await
     }
 
@@ -247,7 +259,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// ```
     pub async fn put_with_timeout(
         &self,
-        key: K,
+        key: impl Borrow<K>,
         embedding: impl Into<EmbeddingVector>,
         timeout_ms: u64,
     ) -> Result<(), CacheError> {
@@ -327,8 +339,7 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     // Always: a call would return the vector through memory, where the core's is in two registers.
     #[inline(always)]
     pub fn get_blocking(&self, key: &K) -> Option<EmbeddingVector> {
-        let found = self.inner.core.get(&key.probe());
-        found.map(|components| self.inner.vector(components))
+        self.inner.lookup(key, Forever).flatten()
     }
 
     /// [`put`](Self::put) for threads outside an async runtime: waits for the lock.
@@ -338,30 +349,25 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     /// As [`put`](Self::put).
     pub fn put_blocking(
         &self,
-        key: K,
+        key: impl Borrow<K>,
         embedding: impl Into<EmbeddingVector>,
     ) -> Result<(), CacheError> {
-        let vector = embedding.into();
+        let (key, vector) = (key.borrow(), embedding.into());
         #[cfg(feature = "tier")]
         if let Some(mut both) = self.both() {
             let vector = both.rounded(vector);
-            both.note(0, &key, &vector, None);
-            let result = [self.put_in_first_blocking(&key, vector)];
+            both.note(0, key, &vector, None);
+            let result = [self.put_in_first_blocking(key, vector)];
             both.end(&result);
             let [result] = result;
             return result;
         }
-        self.put_in_first_blocking(&key, vector)
+        self.put_in_first_blocking(key, vector)
     }
 
     #[inline]
     fn put_in_first_blocking(&self, key: &K, vector: EmbeddingVector) -> Put {
-        let stored = match self.admit(key, &vector) {
-            Ok(stored) => stored,
-            Err(error) => return Err(error.giving_back(vector)),
-        };
-        self.inner.supersede(key);
-        let mut entry = Some((stored, vector.into_shared()));
+        let mut entry = self.entry(key, vector)?;
         // No closure: it would be given the entry where all goes well, too.
         match self.inner.core.insert_with(&mut entry, InsertOptions::default(), Forever) {
             Ok(()) => Ok(()),
@@ -373,16 +379,16 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
     #[cfg(feature = "tier")]
     async fn put_in_both(
         &self,
-        key: K,
+        key: &K,
         vector: EmbeddingVector,
         time_to_live: Option<Duration>,
         limit: Option<Duration>,
     ) -> Put {
         let Some(mut both) = self.both() else { return Ok(()) };
         let vector = both.rounded(vector);
-        both.note(0, &key, &vector, time_to_live);
+        both.note(0, key, &vector, time_to_live);
         let options = InsertOptions { time_to_live, ..InsertOptions::default() };
-        let result = [match self.put_at_once(&key, vector, options, limit) {
+        let result = [match self.put_at_once(key, vector, options, limit) {
             Break(done) => done,
             Continue(waiting) => waiting.await,
         }];
@@ -410,12 +416,10 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         options: InsertOptions<'static>,
         limit: Option<Duration>,
     ) -> ControlFlow<Put, Pin<Box<impl Future<Output = Put>>>> {
-        let stored = match self.admit(key, &vector) {
-            Ok(stored) => stored,
-            Err(error) => return Break(Err(error.giving_back(vector))),
+        let mut entry = match self.entry(key, vector) {
+            Ok(entry) => entry,
+            Err(error) => return Break(Err(error)),
         };
-        self.inner.supersede(key);
-        let mut entry = Some((stored, vector.into_shared()));
         match self.inner.core.insert_with(&mut entry, options, Try) {
             Ok(()) => Break(Ok(())),
             Err(error) if error.is_timeout() || error.is_contended() => {
@@ -425,15 +429,41 @@ impl<K: EmbeddingKey, S: BuildHasher> EmbeddingCache<K, S> {
         }
     }
 
-    /// The stored form of a key, if that and `vector` may be stored.
-    // Always: a call returns the key through memory, a fiftieth of a put.
+    /// An entry that is about to be stored, if it may be; its key is superseded then.
+    // Always: a call returns the entry through memory, and the key would be moved once more.
     #[inline(always)]
+    fn entry(&self, key: &K, vector: EmbeddingVector) -> Result<Entry<K>, CacheError> {
+        let of_model = |model: &ModelName| {
+            key.to_stored().is_ok_and(|stored| K::belongs_to_model(&stored, model))
+        };
+        if let Err(kind) = self.inner.admission.check(&vector, of_model) {
+            return Err(self.not_admitted(key, kind.into()).giving_back(vector));
+        }
+        let entry = match key.usual() {
+            Some(usual) => Some((K::stored_usual(usual), vector.into_shared())),
+            None => self.unusual_entry(key, vector)?,
+        };
+        self.inner.supersede(key);
+        Ok(entry)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn unusual_entry(&self, key: &K, vector: EmbeddingVector) -> Result<Entry<K>, CacheError> {
+        match key.to_stored() {
+            Ok(stored) => Ok(Some((stored, vector.into_shared()))),
+            Err(error) => Err(self.not_admitted(key, error).giving_back(vector)),
+        }
+    }
+
+    /// The stored form of a key, if that and `vector` may be stored.
     pub(super) fn admit(&self, key: &K, vector: &EmbeddingVector) -> Result<Stored<K>, CacheError> {
         let stored = match key.to_stored() {
             Ok(stored) => stored,
             Err(error) => return Err(self.not_admitted(key, error)),
         };
-        match self.inner.admission.check::<K>(&stored, vector) {
+        let of_model = |model: &ModelName| K::belongs_to_model(&stored, model);
+        match self.inner.admission.check(vector, of_model) {
             Ok(()) => Ok(stored),
             Err(kind) => Err(self.not_admitted(key, kind.into())),
         }
@@ -458,6 +488,22 @@ impl<K: EmbeddingKey, S> Inner<K, S> {
 }
 
 impl<K: EmbeddingKey, S: BuildHasher> Inner<K, S> {
+    /// The vector of `key`; `None` if the lock was not had.
+    // Always: as the lookup of the core, which this is.
+    #[inline(always)]
+    fn lookup<W: Wait>(&self, key: &K, wait: W) -> Option<Option<EmbeddingVector>> {
+        let Some(probe) = key.usual() else { return self.lookup_unusual(key, wait) };
+        let found = self.core.lookup(&probe, wait)?;
+        Some(found.map(|components| self.vector(components)))
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn lookup_unusual<W: Wait>(&self, key: &K, wait: W) -> Option<Option<EmbeddingVector>> {
+        let found = self.core.lookup(&key.probe(), wait)?;
+        Some(found.map(|components| self.vector(components)))
+    }
+
     /// Stores an entry that was admitted; waits for locks at most `limit`.
     pub(super) async fn insert(
         &self,

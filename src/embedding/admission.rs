@@ -4,7 +4,6 @@ use crate::error::ErrorKind;
 use crate::vector::EmbeddingVector;
 
 use super::key::names::ModelName;
-use super::{EmbeddingKey, Stored};
 
 /// What a vector must be like. Checked outside the locks, before anything is changed.
 #[derive(Debug, Default)]
@@ -16,30 +15,46 @@ pub(super) struct Admission {
 }
 
 impl Admission {
-    /// Says what is wrong with `vector` as the embedding of `key`, if anything is. `O(dimensions +
+    /// Says what is wrong with `vector` as the embedding of a key, if anything is; `is_of` says whether
+    /// the key is of a model, and is asked only where one has dimensions of its own. `O(dimensions +
     /// models with dimensions of their own)`.
-    pub(super) fn check<K: EmbeddingKey>(
+    // In line is what nearly every vector comes to: a look at each thing that may be asked for.
+    #[inline]
+    pub(super) fn check(
         &self,
-        key: &Stored<K>,
         vector: &EmbeddingVector,
+        is_of: impl Fn(&ModelName) -> bool,
     ) -> Result<(), ErrorKind> {
-        if vector.is_empty() {
-            return Err(ErrorKind::EmptyVector);
-        }
-        let found = vector.dimensions();
-        let own = self.by_model.iter().find(|(model, _)| K::belongs_to_model(key, model));
-        match own.map(|&(_, dimensions)| dimensions).or(self.dimensions) {
-            Some(expected) if expected != found => {
-                return Err(ErrorKind::WrongDimensions { found, expected });
-            }
-            _ => {}
+        let asks_for_dimensions = self.dimensions.is_some() || !self.by_model.is_empty();
+        if vector.is_empty() || asks_for_dimensions {
+            self.check_dimensions(vector.dimensions(), is_of)?;
         }
         if self.allow_non_finite {
             return Ok(());
         }
         match vector.first_non_finite() {
-            Some((index, value)) => Err(ErrorKind::NonFinite { index, dimensions: found, value }),
+            Some((index, value)) => {
+                Err(ErrorKind::NonFinite { index, dimensions: vector.dimensions(), value })
+            }
             None => Ok(()),
+        }
+    }
+
+    #[inline(never)]
+    fn check_dimensions(
+        &self,
+        found: usize,
+        is_of: impl Fn(&ModelName) -> bool,
+    ) -> Result<(), ErrorKind> {
+        if found == 0 {
+            return Err(ErrorKind::EmptyVector);
+        }
+        let own = self.by_model.iter().find(|(model, _)| is_of(model));
+        match own.map(|&(_, dimensions)| dimensions).or(self.dimensions) {
+            Some(expected) if expected != found => {
+                Err(ErrorKind::WrongDimensions { found, expected })
+            }
+            _ => Ok(()),
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use crate::core::{Clock, EvictionPolicy, MemoryPressure, RemovalCause, ShardedCacheBuilder};
 use crate::error::{CacheError, ErrorKind};
 use crate::hasher::DefaultHashBuilder;
-use crate::vector::EmbeddingVector;
+use crate::vector::{EmbeddingVector, Finite};
 
 use super::admission::Admission;
 use super::key::names::ModelName;
@@ -386,7 +386,7 @@ impl<K: EmbeddingKey, S> EmbeddingCacheBuilder<K, S> {
     ) -> Self {
         let core =
             self.core.eviction_listener(move |key: &Stored<K>, components: &Components, cause| {
-                let vector = EmbeddingVector::stored(components.clone(), false);
+                let vector = EmbeddingVector::stored(components.clone(), Finite::UNKNOWN);
                 listener(&K::from_stored(key), &vector, cause);
             });
         Self { core, ..self }

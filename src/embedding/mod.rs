@@ -34,7 +34,7 @@ use std::time::Duration;
 use crate::core::{EvictionPolicy, MemoryPressure, ShardedCache};
 use crate::hasher::DefaultHashBuilder;
 use crate::stats::{CacheInfo, CacheStats};
-use crate::vector::{EmbeddingVector, heap_bytes};
+use crate::vector::{EmbeddingVector, Finite, heap_bytes};
 
 pub use builder::EmbeddingCacheBuilder;
 pub use key::{CacheKey, ContentKey, EmbeddingKey, KeySpec, Role, Truncation};
@@ -142,6 +142,8 @@ struct Inner<K: EmbeddingKey, S> {
     core: Core<K, S>,
     waiters: Waiters,
     admission: Admission,
+    /// What is known of every vector that was admitted.
+    finite: Finite,
     /// The keys that are being loaded: only those, never a vector that is stored.
     inflight: Inflight<Stored<K>>,
     /// How many calls of loads may still begin.
@@ -161,7 +163,7 @@ impl<K: EmbeddingKey, S> Inner<K, S> {
     /// A vector as it is handed out.
     #[inline]
     fn vector(&self, components: Components) -> EmbeddingVector {
-        EmbeddingVector::stored(components, !self.admission.allow_non_finite)
+        EmbeddingVector::stored(components, self.finite)
     }
 }
 
@@ -222,6 +224,7 @@ impl<K: EmbeddingKey, S> EmbeddingCache<K, S> {
         let inner = Inner {
             core,
             waiters: Waiters::default(),
+            finite: Finite::from(!admission.allow_non_finite),
             admission,
             inflight: Inflight::new(loading.max_in_flight),
             permits: Arc::new(Permits::new(loading.max_concurrent)),

@@ -209,7 +209,7 @@ fn of_entries_as_popular_the_heavy_leave_when_weight_is_short() {
 #[test]
 fn an_update_changes_the_weight_that_counts() {
     let cache: Cache = ShardedCache::builder()
-        .max_weight(10_000)
+        .max_weight(22_000)
         .weigher(|_: &u64, weight: &u64| *weight)
         .shards(1)
         .eviction(EvictionPolicy::HitDensity)
@@ -217,12 +217,12 @@ fn an_update_changes_the_weight_that_counts() {
         .build()
         .unwrap();
     (0..1000).for_each(|key| cache.insert(key, 2).unwrap());
-    (0..100).for_each(|key| cache.insert(key, 80).unwrap());
+    (0..100).for_each(|key| cache.insert(key, 200).unwrap());
     // Room for some more of a weight in between is made by those that have become heavy.
     (5000..5100).for_each(|key| cache.insert(key, 30).unwrap());
     let left = |range: std::ops::Range<u64>| range.filter(|key| cache.contains_key(key)).count();
     let (heavy, light) = (left(0..100), left(100..1000));
-    assert!(heavy < 90 && light > 800, "{heavy} of 100 heavy, {light} of 900 light");
+    assert!(heavy < 93 && light > 860, "{heavy} of 100 heavy, {light} of 900 light");
     cache.validate();
 }
 

@@ -2,7 +2,7 @@
 
 use std::mem;
 
-use super::index::{First, Index, SlotHash};
+use super::index::{Index, SlotHash};
 use super::policy::Policy;
 use super::slots::SlotId;
 use super::stamp::{Span, Stamp};
@@ -220,14 +220,17 @@ fn find_mut<'s, K: Eq, V>(
     hash: SlotHash,
     key: &K,
 ) -> Option<(SlotId, &'s mut Entry<K, V>)> {
-    match index.first(hash) {
-        First::Nowhere => None,
-        // The entry is known from the look at its key. By its number alone it would be looked up again.
-        First::Here(id) if store.slot(id).entry_of(key).is_some() => {
-            store.entry_mut(id).map(|entry| (id, entry))
+    let home = index.home(hash);
+    if let Some(id) = home.and_then(|bucket| bucket.first(hash)) {
+        if store.slot(id).entry_of(key).is_some() {
+            // The entry is known from the look at its key. By its number alone it would be looked up
+            // again.
+            return store.entry_mut(id).map(|entry| (id, entry));
         }
-        First::Here(_) | First::Elsewhere => find_further(index, store, hash, key),
+    } else if !index.may_be_elsewhere(home) {
+        return None;
     }
+    find_further(index, store, hash, key)
 }
 
 /// As [`find_mut`], where the first look is not enough. While the index is in two tables that is
@@ -241,7 +244,7 @@ fn find_further<'s, K: Eq, V>(
     key: &K,
 ) -> Option<(SlotId, &'s mut Entry<K, V>)> {
     let look = |id| store.slot(id).entry_of(key).map(|_| id);
-    let id = index.find(hash, look).or_else(|| index.find_draining(hash, look));
+    let id = index.find(hash, look);
     index.go_on();
     let id = id?;
     store.entry_mut(id).map(|entry| (id, entry))

@@ -149,31 +149,26 @@ impl<K, V> Table<K, V> {
     where
         Q: Equivalent<K> + ?Sized,
     {
-        let found = self.index.find(hash, |id| self.entry_of(id, key));
-        if found.is_none() && self.index.is_draining() {
-            return self.find_draining(hash, key);
+        let home = self.index.home(hash);
+        if let Some(id) = home.and_then(|bucket| bucket.first(hash)) {
+            if let Some(entry) = self.store.slot(id).entry_of(key) {
+                return Some((id, entry));
+            }
+        } else if !self.index.may_be_elsewhere(home) {
+            return None;
         }
-        found
+        self.find_otherwise(hash, key)
     }
 
-    // Not a second copy of the comparison on the way of every hit.
+    /// As [`find`](Self::find), where the first look is not enough.
+    // From the beginning, and one call for all that is rare: nothing is kept at hand for it.
     #[cold]
     #[inline(never)]
-    fn find_draining<Q>(&self, hash: SlotHash, key: &Q) -> Option<(SlotId, &Entry<K, V>)>
+    fn find_otherwise<Q>(&self, hash: SlotHash, key: &Q) -> Option<(SlotId, &Entry<K, V>)>
     where
         Q: Equivalent<K> + ?Sized,
     {
-        self.index.find_draining(hash, |id| self.entry_of(id, key))
-    }
-
-    /// The entry in a slot, if it is that of `key`.
-    // Always: as a call it costs a put through the door 39 instructions.
-    #[inline(always)]
-    fn entry_of<Q>(&self, id: SlotId, key: &Q) -> Option<(SlotId, &Entry<K, V>)>
-    where
-        Q: Equivalent<K> + ?Sized,
-    {
-        self.store.slot(id).entry_of(key).map(|entry| (id, entry))
+        self.index.find(hash, |id| self.store.slot(id).entry_of(key).map(|entry| (id, entry)))
     }
 
     /// As [`Index::touch`].

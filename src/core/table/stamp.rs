@@ -26,7 +26,19 @@ impl Stamp {
         self.0
     }
 
+    #[inline]
     pub(in crate::core) fn from_duration(since: Duration) -> Self {
+        // 544 years: until then no product or sum overflows, and nothing else is to be asked.
+        const USUAL: u64 = 1 << 34;
+        if since.as_secs() < USUAL {
+            return Self(since.as_secs() * 1_000_000_000 + u64::from(since.subsec_nanos()));
+        }
+        Self::from_long(since)
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn from_long(since: Duration) -> Self {
         // Never `NEVER`: at every moment an entry without a time-to-live is alive.
         Self(u64::try_from(since.as_nanos()).unwrap_or(END).min(END))
     }
@@ -110,6 +122,11 @@ impl Grace {
         Self(u64::try_from(grace.as_nanos()).unwrap_or(u64::MAX))
     }
 
+    #[inline]
+    pub(in crate::core) const fn is_zero(self) -> bool {
+        self.0 == 0
+    }
+
     pub(in crate::core) const fn length(self) -> Duration {
         Duration::from_nanos(self.0)
     }
@@ -129,6 +146,19 @@ mod tests {
         assert!(!written.expiry(Span::of(Duration::ZERO)).is_alive_at(Stamp::ZERO));
         assert!(written.expiry(Span::ENDLESS).is_alive_at(Stamp(u64::MAX - 1)));
         assert_eq!(Stamp(7).since(Stamp(9)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_duration_is_as_many_nanoseconds_as_it_has() {
+        let (seconds, nanos) =
+            ([0, 1, (1 << 34) - 1, 1 << 34, 18_446_744_073, u64::MAX], 999_999_999);
+        for seconds in seconds {
+            for nanos in [0, 1, nanos] {
+                let since = Duration::new(seconds, nanos);
+                let exact = since.as_nanos().min(u128::from(END));
+                assert_eq!(u128::from(Stamp::from_duration(since).nanos()), exact, "{since:?}");
+            }
+        }
     }
 
     #[test]

@@ -278,6 +278,7 @@ impl Equivalent<ContentKey> for Borrowed<'_> {
 impl KeyRepr for ContentKey {
     type Stored = Self;
     type Probe<'a> = Borrowed<'a>;
+    type Usual<'a> = Borrowed<'a>;
 
     /// Its key is 8 bytes larger in the slot than the stored form of a `CacheKey`.
     const OVERHEAD: u64 = crate::ENTRY_OVERHEAD - 8;
@@ -285,6 +286,16 @@ impl KeyRepr for ContentKey {
     #[inline]
     fn probe(&self) -> Borrowed<'_> {
         Borrowed(self)
+    }
+
+    #[inline]
+    fn usual(&self) -> Option<Borrowed<'_>> {
+        Some(Borrowed(self))
+    }
+
+    #[inline]
+    fn stored_usual(usual: Borrowed<'_>) -> Self {
+        *usual.0
     }
 
     #[inline]

@@ -1,6 +1,7 @@
 //! Hexadecimal digits: lower case on the way out, either case on the way in.
 
-use wide::{i16x8, u8x16, u16x8};
+use wide::bytemuck::cast;
+use wide::{u8x16, u16x8};
 
 /// The digits of `bytes`; `D` is twice `N`.
 pub(super) fn digits<const N: usize, const D: usize>(bytes: &[u8; N]) -> [u8; D] {
@@ -13,46 +14,86 @@ pub(super) fn digits<const N: usize, const D: usize>(bytes: &[u8; N]) -> [u8; D]
     digits
 }
 
-/// The bytes that lower-case `digits` stand for, if that is what they are.
-// Sixteen at a time, as this is on the way of every lookup. Range by range with saturation, after
-// Geoff Langdale and Wojciech Muła, "Parsing hex numbers with validation", 2022.
-//
-// Always: see `Compact::of`, of which this is half.
-#[inline(always)]
-pub(super) fn bytes(digits: &[u8; 64]) -> Option<[u8; 32]> {
-    let ([a, b, c, d], []) = digits.as_chunks::<16>() else { return None };
-    let [a, b, c, d] = [a, b, c, d].map(|digits| values(*digits));
-    // What is over 15 gets its top bit.
-    let over = (a | b | c | d).saturating_add(u8x16::splat(0x80 - 16));
-    if over.to_bitmask() != 0 {
-        return None;
+/// 64 lower-case digits in half as much, as a few instructions make it of them; no two texts of digits
+/// have the same. In numbers of 64 bits, the least that is hashed and compared at once.
+///
+/// Each sixteen bits are, less [`Self::OFFSET`], the [codes](codes) of four digits: of two neighbours,
+/// and of the two that stand [`LANES`] behind them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Packed([u64; 4]);
+
+/// Digits that are read at once.
+const LANES: usize = 16;
+
+impl Packed {
+    /// What the upper halves of the codes, which are all the same, come to when they are added up.
+    const OFFSET: u16 = 0x7070_u16.wrapping_add(0x7070 << 4);
+
+    /// `None` unless all of `digits` are lower-case digits.
+    // Sixteen at a time, as this is on the way of every lookup; and neighbours are not joined, which
+    // would take as many instructions again.
+    //
+    // Always: see `Compact::of`, of which this is half.
+    #[inline(always)]
+    pub(super) fn of(digits: &[u8; 64]) -> Option<Self> {
+        let ([a, b, c, d], []) = digits.as_chunks::<LANES>() else { return None };
+        let [a, b, c, d] = [a, b, c, d].map(|digits| codes(*digits));
+        if (a | b | c | d).to_bitmask() != 0 {
+            return None;
+        }
+        let ([first, second], [third, fourth]) = (join(a, b), join(c, d));
+        Some(Self([first, second, third, fourth]))
     }
-    let mut bytes = [0; 32];
-    let ([first, second], []) = bytes.as_chunks_mut::<16>() else { return None };
-    *first = u8x16::narrow_i16x8(pairs(a), pairs(b)).to_array();
-    *second = u8x16::narrow_i16x8(pairs(c), pairs(d)).to_array();
-    Some(bytes)
+
+    /// Both halves, to be hashed as numbers.
+    #[inline]
+    pub(super) fn halves(&self) -> [u128; 2] {
+        let [a, b, c, d] = self.0.map(u128::from);
+        [b << 64 | a, d << 64 | c]
+    }
+
+    /// The value of the digit at this place.
+    fn value(&self, at: usize) -> u8 {
+        let pairs: [[u8; 2]; LANES] = cast(self.0);
+        let pair = pairs[at / (2 * LANES) * (LANES / 2) + at % LANES / 2];
+        let codes = u16::from_ne_bytes(pair).wrapping_sub(Self::OFFSET).to_ne_bytes()[at % 2];
+        let code = if (at / LANES).is_multiple_of(2) { codes & 0xF } else { codes >> 4 };
+        // Those of the numbers go up from 6, those of the letters down from 5.
+        if code < 6 { 15 - code } else { code - 6 }
+    }
+
+    /// The byte that the two digits from `2 * at` on stand for.
+    pub(super) fn byte(&self, at: usize) -> u8 {
+        self.value(2 * at) << 4 | self.value(2 * at + 1)
+    }
+
+    /// The digits.
+    pub(super) fn digits(&self) -> [u8; 64] {
+        std::array::from_fn(|at| DIGITS[usize::from(self.value(at))])
+    }
 }
 
-/// What each of `digits` stands for: more than 15 for what is no lower-case digit.
+/// A code of each of `digits`: from 0x70 to 0x7F, each of another digit; with its top bit for what is
+/// no lower-case digit.
+// Range by range with saturation, after Geoff Langdale and Wojciech Muła, "Parsing hex numbers with
+// validation", 2022, but so that the top bit says it all.
 #[inline]
-fn values(digits: [u8; 16]) -> u8x16 {
+fn codes(digits: [u8; LANES]) -> u8x16 {
     let (digits, all) = (u8x16::new(digits), u8x16::splat);
-    // The ten numbers go to the top of the range, and down by six, which takes everything below
-    // them out of the top sixteen; what was above them came in at the bottom.
-    let number = (digits + all(0xFF - b'9')).saturating_sub(all(6)) - all(0xF0);
-    let letter = (digits - all(b'a')).saturating_add(all(10));
-    number.min(letter)
+    // What is below the range is above it after the subtraction; both get the top bit.
+    let number = (digits - all(b'0')).saturating_add(all(0x80 - 10));
+    let letter = (digits - all(b'a')).saturating_add(all(0x80 - 6));
+    // Turns the codes of the letters round, to where no number's is.
+    number.min(letter ^ all(0x0F))
 }
 
-/// The byte of each pair of `values`, the high half before the low one.
+/// The codes of two times sixteen digits.
 #[inline]
-fn pairs(values: u8x16) -> i16x8 {
-    let (pairs, _) = values.as_array().as_chunks::<2>();
-    let pairs = u16x8::new(std::array::from_fn(|at| u16::from_le_bytes(pairs[at])));
-    // `low << 8 | high`, times this: the upper half is `low + (high << 4)`.
-    let bytes: u16x8 = (pairs * u16x8::splat(0x1001)) >> 8;
-    bytes.cast_signed()
+fn join(lower: u8x16, upper: u8x16) -> [u64; 2] {
+    // The halves of codes that are no constant come to lie side by side: none is lost, and to add the
+    // same to all of them maps no two to one.
+    let (lower, upper): (u16x8, u16x8) = (cast(lower), cast(upper));
+    cast(lower + (upper << 4))
 }
 
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -70,6 +111,12 @@ pub(super) fn value(digit: u8) -> Option<u8> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn bytes(digits: &[u8; 64]) -> Option<[u8; 32]> {
+        let packed = Packed::of(digits)?;
+        assert_eq!(packed.digits(), *digits);
+        Some(std::array::from_fn(|at| packed.byte(at)))
+    }
 
     /// Digit by digit.
     fn plainly(digits: &[u8; 64]) -> Option<[u8; 32]> {

@@ -113,7 +113,13 @@ impl ModelId {
     // Always: see `Compact::of`; the ends stay in registers.
     #[inline(always)]
     fn with_ends(name: &str, ends: Ends) -> Option<Self> {
-        for (number, known) in NAMES.iter().enumerate() {
+        // Nearly every process has one model: before the loop, and what that needs.
+        if let Some(known) = NAMES[0].get()
+            && known.is(name, &ends)
+        {
+            return Self::at(0);
+        }
+        for (number, known) in NAMES.iter().enumerate().skip(1) {
             match known.get() {
                 Some(known) if known.is(name, &ends) => return Self::at(number),
                 Some(_) => {}

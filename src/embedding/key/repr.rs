@@ -19,10 +19,22 @@ pub trait KeyRepr: Clone + Eq + Hash + Debug + Send + Sync + 'static {
     where
         Self: 'a;
 
+    /// The form to look up with of a key that is stored as nearly every key is: one form only, so that
+    /// nothing is asked on the way of a hit. Hashes as the stored one does.
+    type Usual<'a>: Hash + Equivalent<Self::Stored> + Send + Sync
+    where
+        Self: 'a;
+
     /// What an entry weighs beside its vector and the heap of its key, in bytes.
     const OVERHEAD: u64;
 
     fn probe(&self) -> Self::Probe<'_>;
+
+    /// `None` for a key that is stored in another form.
+    fn usual(&self) -> Option<Self::Usual<'_>>;
+
+    /// The form that stands in a slot, of a key that is stored as nearly every key is.
+    fn stored_usual(usual: Self::Usual<'_>) -> Self::Stored;
 
     /// # Errors
     ///

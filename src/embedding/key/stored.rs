@@ -1,7 +1,7 @@
 //! The compact private form in which the cache stores a [`CacheKey`].
 //!
-//! Nearly every key is a digest in hexadecimal digits and a model. Such a key is stored as the 32
-//! bytes of the digest and the number of the model: it stands in its slot entirely, so that a hit
+//! Nearly every key is a digest in hexadecimal digits and a model. Such a key is stored as 32 bytes
+//! of digits, two in each, and the number of the model: it stands in its slot entirely, so that a hit
 //! visits no heap block of a key, and an entry takes some hundred bytes less. Every other key is
 //! stored as its texts, one after the other in one block.
 //!
@@ -15,10 +15,10 @@ use equivalent::Equivalent;
 use crate::error::{CacheError, ErrorKind};
 
 use super::cache_key::CacheKey;
-use super::hex;
+use super::hex::{self, Packed};
 use super::interner::ModelId;
 use super::names::{ModelName, TenantName};
-use super::repr::{EmbeddingKey, KeyRepr, halves};
+use super::repr::{EmbeddingKey, KeyRepr};
 #[cfg(feature = "tier")]
 use super::tier;
 
@@ -55,10 +55,10 @@ impl Frame {
     }
 }
 
-/// The usual key: the bytes of its content hash, and its model.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Compact {
-    digest: [u8; 32],
+/// The usual key: its content hash, and its model. Also what such a key is looked up with.
+#[derive(Debug, Clone, Copy, Eq)]
+pub struct Compact {
+    digest: Packed,
     model: ModelId,
 }
 
@@ -73,7 +73,18 @@ impl Compact {
             return None;
         }
         let model = ModelId::named(&key.model_version)?;
-        Some(Self { digest: hex::bytes(digits)?, model })
+        Some(Self { digest: Packed::of(digits)?, model })
+    }
+}
+
+impl PartialEq for Compact {
+    // Not derived: one after the other is less than both, joined.
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        if self.model != other.model {
+            return false;
+        }
+        self.digest == other.digest
     }
 }
 
@@ -85,7 +96,7 @@ impl Hash for Compact {
     /// numbers, 64, and for more has to break the hash function.
     #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
-        let [first, second] = halves(&self.digest);
+        let [first, second] = self.digest.halves();
         // No overflow, as numbers are below 2^32.
         let model = u64::from(self.model.number().get()) * 0x7FEB_352D;
         state.write_u128(first);
@@ -161,20 +172,39 @@ impl Hash for Probe<'_> {
     }
 }
 
+impl Equivalent<StoredKey> for Compact {
+    #[inline]
+    fn equivalent(&self, stored: &StoredKey) -> bool {
+        matches!(&stored.0, Stored::Compact(stored) if self == stored)
+    }
+}
+
 impl Equivalent<StoredKey> for Probe<'_> {
     #[inline]
     fn equivalent(&self, stored: &StoredKey) -> bool {
         match (&self.compact, &stored.0) {
-            (Some(probe), Stored::Compact(stored)) => probe == stored,
+            (Some(probe), _) => probe.equivalent(stored),
             (None, Stored::Texts(stored)) => stored.is_of(self.key),
-            _ => false,
+            (None, Stored::Compact(_)) => false,
         }
     }
 }
 
 /// The stored form of a [`CacheKey`]: 40 bytes in the slot.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Eq)]
 pub struct StoredKey(Stored);
+
+impl PartialEq for StoredKey {
+    // Not derived: that asks first whether both forms are the same.
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Stored::Compact(one), _) => one.equivalent(other),
+            (Stored::Texts(one), Stored::Texts(other)) => one.is(other),
+            (Stored::Texts(_), Stored::Compact(_)) => false,
+        }
+    }
+}
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Stored {
@@ -195,6 +225,19 @@ impl Block {
         let (content, rest) = self.text.split_at(self.frame.content_len());
         let (model, chunk) = rest.split_at(self.frame.model_len());
         Texts { frame: self.frame, content, model, chunk }
+    }
+
+    // Never, as `Texts::hash_of`.
+    #[cold]
+    #[inline(never)]
+    fn hash_texts<H: Hasher>(&self, state: &mut H) {
+        self.texts().hash(state);
+    }
+
+    #[cold]
+    #[inline(never)]
+    fn is(&self, other: &Self) -> bool {
+        self == other
     }
 
     #[cold]
@@ -249,7 +292,9 @@ impl StoredKey {
     /// Whether this looks like a key that was made for `tenant`.
     pub(super) fn is_of_tenant(&self, tenant: &TenantName) -> bool {
         match &self.0 {
-            Stored::Compact(compact) => compact.digest[4..8] == tenant.tag(),
+            Stored::Compact(Compact { digest, .. }) => {
+                [4, 5, 6, 7].map(|at| digest.byte(at)) == tenant.tag()
+            }
             Stored::Texts(block) => tenant.is_in(block.texts().content),
         }
     }
@@ -259,8 +304,7 @@ impl StoredKey {
     pub(super) fn tags(&self) -> (super::names::Tag, super::names::Tag) {
         match &self.0 {
             Stored::Compact(Compact { digest, model }) => {
-                let tenant = tier::tags_of(digest).1;
-                (tier::model_tag_of(model.name().as_bytes()), tenant)
+                (tier::model_tag_of(model.name().as_bytes()), tier::tenant_tag_in(digest))
             }
             Stored::Texts(block) => {
                 let Texts { content, model, .. } = block.texts();
@@ -282,7 +326,7 @@ impl StoredKey {
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         match &self.0 {
             Stored::Compact(Compact { digest, model }) => {
-                CacheKey::new(text(&hex::digits::<32, 64>(digest)), model.name())
+                CacheKey::new(text(&digest.digits()), model.name())
             }
             Stored::Texts(block) => {
                 let Texts { frame, content, model, chunk } = block.texts();
@@ -297,10 +341,11 @@ impl StoredKey {
 }
 
 impl Hash for StoredKey {
+    #[inline]
     fn hash<H: Hasher>(&self, state: &mut H) {
         match &self.0 {
             Stored::Compact(compact) => compact.hash(state),
-            Stored::Texts(block) => block.texts().hash(state),
+            Stored::Texts(block) => block.hash_texts(state),
         }
     }
 }
@@ -308,6 +353,7 @@ impl Hash for StoredKey {
 impl KeyRepr for CacheKey {
     type Stored = StoredKey;
     type Probe<'a> = Probe<'a>;
+    type Usual<'a> = Compact;
 
     const OVERHEAD: u64 = crate::ENTRY_OVERHEAD;
 
@@ -315,6 +361,16 @@ impl KeyRepr for CacheKey {
     #[inline(always)]
     fn probe(&self) -> Probe<'_> {
         Probe::from(self)
+    }
+
+    #[inline(always)]
+    fn usual(&self) -> Option<Compact> {
+        Compact::of(self)
+    }
+
+    #[inline]
+    fn stored_usual(usual: Compact) -> StoredKey {
+        StoredKey(Stored::Compact(usual))
     }
 
     #[inline]
@@ -421,12 +477,75 @@ mod tests {
             let stored = StoredKey::new(&a).unwrap();
             assert_eq!(stored.to_cache_key(), a);
             assert_eq!(hasher.hash_one(&stored), hasher.hash_one(Probe::from(&a)));
+            if let Some(usual) = a.usual() {
+                assert_eq!(hasher.hash_one(&stored), hasher.hash_one(usual));
+                assert_eq!(CacheKey::stored_usual(usual), stored);
+            }
             for b in keys() {
                 assert_eq!(Probe::from(&b).equivalent(&stored), a == b, "{a:?} {b:?}");
+                let usual = b.usual().map_or(a == b, |usual| usual.equivalent(&stored));
+                assert_eq!(usual, a == b, "{a:?} {b:?}");
                 assert_eq!(StoredKey::new(&b).unwrap() == stored, a == b, "{a:?} {b:?}");
                 if a != b {
                     let (a, b) = (Probe::from(&a), Probe::from(&b));
                     assert_ne!(hasher.hash_one(a), hasher.hash_one(b));
+                }
+            }
+        }
+    }
+
+    /// Keys that nearly are those that are stored in the compact form, and these.
+    #[cfg(not(miri))]
+    fn nearly_usual() -> impl proptest::strategy::Strategy<Value = CacheKey> {
+        use proptest::prelude::*;
+        let digit = prop::sample::select(Vec::from(b"0123456789abcdef"));
+        let other = prop::char::range(' ', '~').prop_map(|other| other as u8);
+        let digit = prop_oneof![500 => digit, 1 => other];
+        let length = prop_oneof![8 => Just(64), 1 => Just(63), 1 => Just(65)];
+        let content =
+            (prop::collection::vec(digit, 65), length).prop_map(|(mut digits, length)| {
+                digits.truncate(length);
+                digits.into_iter().map(char::from).collect::<String>()
+            });
+        let chunk = prop_oneof![9 => Just(None), 1 => Just(Some(String::new()))];
+        // A few, as the process has few numbers; and some of those that another test gives them to.
+        let length = prop_oneof![0..2_usize, 15..18_usize, 32..35_usize, 256..258_usize];
+        let model = prop_oneof![
+            length.prop_map(|length| "x".repeat(length)),
+            (0..128).prop_map(|number| format!("model {number}")),
+        ];
+        (content, model, chunk).prop_map(|(content_hash, model_version, chunk_id)| CacheKey {
+            content_hash,
+            model_version,
+            chunk_id,
+        })
+    }
+
+    #[cfg(not(miri))]
+    proptest::proptest! {
+        #[test]
+        fn every_form_of_a_key_hashes_and_compares_as_the_stored_one(
+            key in nearly_usual(), other in nearly_usual(), at in 0..65_usize, digit in "[0-9a-fA-F:`/@g]",
+        ) {
+            use proptest::prelude::*;
+            let hasher = ahash::RandomState::with_seeds(1, 2, 3, 4);
+            // Another by one character, or the same.
+            let mut near = key.clone();
+            let at = at.min(near.content_hash.len() - 1);
+            near.content_hash.replace_range(at..=at, &digit);
+            let stored = StoredKey::new(&key).unwrap();
+            prop_assert_eq!(&stored.to_cache_key(), &key);
+            for other in [&key, &other, &near] {
+                let (same, own) = (*other == key, StoredKey::new(other).unwrap());
+                prop_assert_eq!(own == stored, same);
+                prop_assert_eq!(Probe::from(other).equivalent(&stored), same);
+                prop_assert_eq!(hasher.hash_one(Probe::from(other)), hasher.hash_one(&own));
+                let usual = other.usual();
+                prop_assert_eq!(usual.is_some(), matches!(own.0, Stored::Compact(_)));
+                if let Some(usual) = usual {
+                    prop_assert_eq!(usual.equivalent(&stored), same);
+                    prop_assert_eq!(hasher.hash_one(usual), hasher.hash_one(&own));
+                    prop_assert_eq!(CacheKey::stored_usual(usual), own);
                 }
             }
         }
@@ -456,7 +575,9 @@ mod tests {
 
     #[test]
     fn a_stored_key_takes_40_bytes_of_a_slot() {
+        use std::sync::Arc;
         assert_eq!(size_of::<StoredKey>(), 40);
-        assert_eq!(size_of::<Option<StoredKey>>(), 40);
+        // Nor does it take more for a slot to be empty.
+        assert_eq!(size_of::<Option<(StoredKey, Arc<[f32]>)>>(), 56);
     }
 }

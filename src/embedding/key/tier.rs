@@ -3,7 +3,7 @@
 use sha2::{Digest, Sha256};
 
 use super::cache_key::CacheKey;
-use super::hex;
+use super::hex::Packed;
 use super::names::{NO_TENANT, Tag, model_tag, tagged};
 
 /// Begins what is hashed for a [`CacheKey`].
@@ -38,7 +38,12 @@ pub(super) fn model_tag_of(version: &[u8]) -> Tag {
 /// The tag of the tenant, where a specification would have written it.
 pub(super) fn tenant_tag_of(content: &[u8]) -> Tag {
     let digits: Result<&[u8; 64], _> = content.try_into();
-    digits.ok().and_then(hex::bytes).map_or(NO_TENANT, |bytes| tags_of(&bytes).1)
+    digits.ok().and_then(Packed::of).map_or(NO_TENANT, |digits| tenant_tag_in(&digits))
+}
+
+/// The tag of the tenant in digits that a specification has made.
+pub(super) fn tenant_tag_in(digits: &Packed) -> Tag {
+    [4, 5, 6, 7].map(|at| digits.byte(at))
 }
 
 /// The tags that begin the bytes of a key that a specification has made.

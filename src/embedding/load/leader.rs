@@ -169,7 +169,9 @@ impl<K: EmbeddingKey, S: BuildHasher> Leader<K, S> {
             if let Some(tier) = &self.inner.tier {
                 *vector = tier.rounded(vector.clone());
             }
-            if let Err(kind) = self.inner.admission.check::<K>(&key, vector) {
+            if let Err(kind) =
+                self.inner.admission.check(vector, |model| K::belongs_to_model(&key, model))
+            {
                 let refused = CacheError::from(kind);
                 self.inner.core.count_refusal(&key, &refused);
                 *answer = Err(refused);

@@ -281,7 +281,7 @@ impl Load {
         }
         let vector = EmbeddingVector::from(components);
         let Ok(stored) = <K as KeyRepr>::to_stored(&key) else { return Ok(Count::Refused) };
-        if inner.admission.check::<K>(&stored, &vector).is_err() {
+        if inner.admission.check(&vector, |model| K::belongs_to_model(&stored, model)).is_err() {
             return Ok(Count::Refused);
         }
         if core.is_nearly_full() {

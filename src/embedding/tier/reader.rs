@@ -381,7 +381,7 @@ async fn take<K: EmbeddingKey, S: BuildHasher>(
     };
     let vector = EmbeddingVector::from(components);
     let stored = <K as KeyRepr>::to_stored(&asked.key).ok()?;
-    if inner.admission.check::<K>(&stored, &vector).is_err() {
+    if inner.admission.check(&vector, |model| K::belongs_to_model(&stored, model)).is_err() {
         guard.counts.rejected(Rejected::Admission);
         return None;
     }

@@ -7,11 +7,12 @@
 //! no mispredicted branch, where hashbrown's table costs two misses that depend on each other, its
 //! control bytes and then its bucket; in a cache larger than the processor's, misses are what a hit
 //! consists of. Few instructions between two misses let the processor overlap them, so
-//! [`Buckets::find`] is one bucket, one comparison and one look.
+//! a first look is one bucket and one comparison.
 
 use wide::bytemuck::cast;
 use wide::{i8x16, i16x8, u32x8};
 
+use super::SlotHash;
 use crate::core::table::slots::SlotId;
 
 /// Hashes in a bucket.
@@ -70,7 +71,7 @@ impl Iterator for Lanes {
 /// the bucket where it belongs need not ask whether what it found is a slot.
 #[derive(Debug)]
 #[repr(C, align(64))]
-pub(super) struct Bucket {
+pub(in crate::core) struct Bucket {
     spreads: u32x8,
     slots: u32x8,
 }
@@ -81,9 +82,17 @@ impl Bucket {
         Self { spreads: u32x8::splat(no_spread(at)), slots: u32x8::splat(EMPTY) }
     }
 
+    /// The first slot with `hash` here, where the search for it begins.
+    // Always: see `Table::find`.
+    #[inline(always)]
+    pub(in crate::core) fn first(&self, hash: SlotHash) -> Option<SlotId> {
+        let lane = Lanes::with(hash.spread().0, self.spreads).next()?;
+        Some(SlotId::from_bits(self.slot(lane)))
+    }
+
     /// Whether there may be more in the next bucket.
     #[inline]
-    fn is_full(&self) -> bool {
+    pub(super) fn is_full(&self) -> bool {
         self.slot(LAST) != EMPTY
     }
 
@@ -113,17 +122,6 @@ const fn no_spread(at: usize) -> u32 {
 /// are full.
 pub(super) const fn room(buckets: usize) -> usize {
     (buckets * 6).saturating_sub(6)
-}
-
-/// Where the search for a hash leads first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::core::table) enum First {
-    /// To this slot. Where that is not the one, there may be others.
-    Here(SlotId),
-    /// To another bucket or table.
-    Elsewhere,
-    /// No slot has this hash.
-    Nowhere,
 }
 
 /// The buckets. Not all of them are full, which ends every search.
@@ -168,52 +166,19 @@ impl Buckets {
         if to >= from { to - from } else { to + self.buckets.len() - from }
     }
 
+    /// The bucket where the search for `spread` begins; `None` only where there are no buckets at all.
+    #[inline]
+    pub(super) fn bucket(&self, spread: Spread) -> Option<&Bucket> {
+        self.buckets.get(self.home(spread))
+    }
+
     /// What `look` makes of the first of the slots with `spread` of which it makes something.
-    // Always: see `Table::find`.
-    #[inline(always)]
     pub(super) fn find<R>(&self, spread: Spread, look: impl Fn(SlotId) -> Option<R>) -> Option<R> {
-        // `None` only where there are no buckets at all.
-        let bucket = self.buckets.get(self.home(spread))?;
-        if let Some(lane) = Lanes::with(spread.0, bucket.spreads).next() {
-            let found = look(SlotId::from_bits(bucket.slot(lane)));
-            return if found.is_some() { found } else { self.find_another(spread, look) };
-        }
-        if bucket.is_full() { self.find_behind(spread, look) } else { None }
-    }
-
-    /// Where [`find`](Self::find) looks first.
-    // Always: see `Table::find`.
-    #[inline(always)]
-    pub(super) fn first(&self, spread: Spread) -> First {
-        let Some(bucket) = self.buckets.get(self.home(spread)) else { return First::Nowhere };
-        match Lanes::with(spread.0, bucket.spreads).next() {
-            Some(lane) => First::Here(SlotId::from_bits(bucket.slot(lane))),
-            None if bucket.is_full() => First::Elsewhere,
-            None => First::Nowhere,
-        }
-    }
-
-    /// As [`find`](Self::find), after its only look was in vain.
-    // Apart, so that `find` keeps nothing at hand for it, nor why it or the next one is called.
-    #[cold]
-    #[inline(never)]
-    fn find_another<R>(&self, spread: Spread, look: impl Fn(SlotId) -> Option<R>) -> Option<R> {
-        let bucket = self.buckets.get(self.home(spread))?;
-        let mut others = Lanes::with(spread.0, bucket.spreads).skip(1);
-        let found = others.find_map(|lane| look(SlotId::from_bits(bucket.slot(lane))));
-        if found.is_none() && bucket.is_full() { self.find_behind(spread, look) } else { found }
-    }
-
-    /// As [`find`](Self::find), for slots that the bucket where they belong had no room for.
-    #[cold]
-    #[inline(never)]
-    fn find_behind<R>(&self, spread: Spread, look: impl Fn(SlotId) -> Option<R>) -> Option<R> {
         let mut at = self.home(spread);
         loop {
-            at = self.after(at);
             let bucket = self.buckets.get(at)?;
             for lane in Lanes::with(spread.0, bucket.spreads) {
-                // Here an empty lane may look like any other.
+                // Behind the first bucket an empty lane may look like any other.
                 if bucket.slot(lane) < MOVED
                     && let Some(found) = look(SlotId::from_bits(bucket.slot(lane)))
                 {
@@ -223,6 +188,7 @@ impl Buckets {
             if !bucket.is_full() {
                 return None;
             }
+            at = self.after(at);
         }
     }
 
@@ -231,14 +197,6 @@ impl Buckets {
     #[inline]
     pub(super) fn touch(&self, spread: Spread) -> u32 {
         self.buckets.get(self.home(spread)).map_or(EMPTY, |bucket| bucket.slot(LAST))
-    }
-
-    /// The first slot with `spread` in the bucket where the search for it begins.
-    #[inline]
-    pub(super) fn likely(&self, spread: Spread) -> Option<SlotId> {
-        let bucket = self.buckets.get(self.home(spread))?;
-        let lane = Lanes::with(spread.0, bucket.spreads).next()?;
-        Some(SlotId::from_bits(bucket.slot(lane)))
     }
 
     /// The bucket and the lane in which `slot` stands, which has `spread`.

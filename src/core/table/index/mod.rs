@@ -12,8 +12,8 @@ mod buckets;
 mod tests;
 
 use super::slots::SlotId;
-pub(super) use buckets::First;
-use buckets::{Bucket, Buckets, Spread, room};
+pub(in crate::core) use buckets::Bucket;
+use buckets::{Buckets, Spread, room};
 
 /// Buckets moved with each insert while two tables are in use.
 const STEP: usize = 4;
@@ -59,41 +59,32 @@ impl Index {
         self.table.len() + self.draining.len()
     }
 
-    /// What `look` makes of the first of the slots with `hash` of which it makes something. What is
-    /// not found here, [`find_draining`](Self::find_draining) may find.
-    // Always: see `Table::find`.
-    #[inline(always)]
+    /// The bucket where a search for `hash` begins, if there is any at all.
+    #[inline]
+    pub(in crate::core) fn home(&self, hash: SlotHash) -> Option<&Bucket> {
+        self.table.bucket(hash.spread())
+    }
+
+    /// Whether a slot may stand elsewhere than in `home`, where a search for it begins.
+    #[inline]
+    pub(in crate::core) fn may_be_elsewhere(&self, home: Option<&Bucket>) -> bool {
+        home.is_some_and(Bucket::is_full) || self.is_draining()
+    }
+
+    /// Whether two tables are in use.
+    #[inline]
+    pub(super) fn is_draining(&self) -> bool {
+        self.draining.len() != 0
+    }
+
+    /// What `look` makes of the first of the slots with `hash` of which it makes something.
     pub(in crate::core) fn find<R>(
         &self,
         hash: SlotHash,
         look: impl Fn(SlotId) -> Option<R>,
     ) -> Option<R> {
-        self.table.find(hash.spread(), look)
-    }
-
-    /// Where to look for a key first, and whether that is all.
-    // Always: see `Table::find`.
-    #[inline(always)]
-    pub(super) fn first(&self, hash: SlotHash) -> First {
-        match self.table.first(hash.spread()) {
-            First::Nowhere if self.is_draining() => First::Elsewhere,
-            first => first,
-        }
-    }
-
-    /// Whether two tables are in use.
-    #[inline]
-    pub(in crate::core) fn is_draining(&self) -> bool {
-        self.draining.len() != 0
-    }
-
-    /// As [`find`](Self::find), in what has not been moved yet.
-    pub(in crate::core) fn find_draining<R>(
-        &self,
-        hash: SlotHash,
-        look: impl Fn(SlotId) -> Option<R>,
-    ) -> Option<R> {
-        self.draining.find(hash.spread(), look)
+        let found = self.table.find(hash.spread(), &look);
+        if found.is_none() { self.draining.find(hash.spread(), &look) } else { found }
     }
 
     /// Reads something of the bucket where the search for `hash` begins, so that the processor has
@@ -106,13 +97,13 @@ impl Index {
     /// The first slot with `hash` in the bucket where a search begins.
     #[inline]
     pub(in crate::core) fn likely(&self, hash: SlotHash) -> Option<SlotId> {
-        self.table.likely(hash.spread())
+        self.home(hash)?.first(hash)
     }
 
     /// Whether the index knows `id`, which has `hash`.
     pub(in crate::core) fn contains(&self, hash: SlotHash, id: SlotId) -> bool {
         let same = |other| (other == id).then_some(());
-        self.find(hash, same).or_else(|| self.find_draining(hash, same)).is_some()
+        self.find(hash, same).is_some()
     }
 
     /// Adds a slot that is not in the index.

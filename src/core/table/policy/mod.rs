@@ -56,8 +56,8 @@ pub enum EvictionPolicy {
 #[non_exhaustive]
 pub enum MemoryPressure {
     /// The entry that the [`EvictionPolicy`] would give up next; with
-    /// [`EvictionPolicy::HitDensity`] the one that promises the fewest hits for its weight. The
-    /// default.
+    /// [`EvictionPolicy::HitDensity`] the one that promises the fewest hits for the square root of its
+    /// weight, which favours the small without giving up the bytes of the large. The default.
     #[default]
     PolicyOrder,
     /// The heaviest entry of the shard; of equally heavy ones the least recently used with

@@ -1,20 +1,23 @@
 //! A word for each slot: what the policy knows of its entry, or that the slot is vacant.
 
-use wide::{i32x8, u32x8};
+use wide::bytemuck::cast;
+use wide::{i16x8, i32x8, u16x8, u32x8};
 
 use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
 
 use super::super::super::slots::{SlotId, Slots};
-use super::measures::{Bin, Cell, Class, Weight, Worth};
-use super::order::{Order, RUN};
+use super::measures::{AGES, Bin, Cell, Class, Weight, Worth};
+use super::order::Orders;
 
 /// Neighbours that are drawn together: those whose words stand in one cache line.
 pub(super) const LINE: u32 = 16;
+/// Neighbours whose words are handled with vector instructions, all at once.
+const RUN: usize = 8;
 
 /// What is known of an entry: from the top the tick of its last use, whether its key is in the
 /// sample, its class, and its weight. The class stands where its bits are the offset of its row of
 /// worths.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct EntryMeta(u32);
 
 impl EntryMeta {
@@ -25,10 +28,6 @@ impl EntryMeta {
     const CLASS: u32 = Weight::BITS;
     const SAMPLED: u32 = 1 << (Self::CLASS + Class::BITS);
     const TICK: u32 = Self::CLASS + Class::BITS + 1;
-
-    /// Which bits of the word go into an [`Order`]: as many of the lower bits of the tick as have room.
-    const REST: u32 = Self::TICK - RUN.ilog2();
-    const REST_MASK: u32 = (1 << Order::WORTH) - RUN as u32;
 
     #[inline]
     pub(super) fn new(tick: u32, sampled: bool, class: Class, weight: Weight) -> Self {
@@ -48,9 +47,9 @@ impl EntryMeta {
         Self(self.0 & !Weight::MASK | weight.bits())
     }
 
-    #[inline]
-    pub(super) fn weight(self) -> Weight {
-        Weight::from_bits(self.0)
+    #[cfg(test)]
+    fn weight(self) -> u32 {
+        self.0 & Weight::MASK
     }
 
     /// No word of this tick or an earlier one is more than this.
@@ -80,13 +79,6 @@ impl EntryMeta {
     #[inline]
     pub(super) fn cell(self, now: u32) -> Cell {
         Cell::new(self.0 >> Self::CLASS, self.bin(now))
-    }
-
-    /// What decides between equals: the lower bits of the tick of the last use, and none yet where
-    /// its place in the run goes.
-    #[inline]
-    pub(super) fn rest(self, now: u32) -> u32 {
-        !self.since(now) >> Self::REST & Self::REST_MASK
     }
 
     /// The whole tick of the last use, of which the word has the lower bits; and the class.
@@ -151,6 +143,14 @@ impl EntryMetas {
         EntryMeta(std::mem::replace(self.0[line].0[place].get_mut(), EntryMeta::VACANT.0))
     }
 
+    /// Another word for another entry in the same slot.
+    #[inline]
+    pub(super) fn update(&mut self, slot: SlotId, new: impl FnOnce(EntryMeta) -> EntryMeta) {
+        let (line, place) = Self::at(slot);
+        let word = self.0[line].0[place].get_mut();
+        *word = new(EntryMeta(*word)).0;
+    }
+
     #[inline]
     pub(super) fn insert(&mut self, slot: SlotId, meta: EntryMeta) {
         let (line, place) = Self::at(slot);
@@ -164,49 +164,72 @@ impl EntryMetas {
 
     /// Those of slots next to each other, vacant ones too.
     #[inline]
-    pub(super) fn line(&mut self, line: u32) -> [Run; LINE as usize / RUN] {
+    pub(super) fn line(&mut self, line: u32) -> Words {
         let Line(words) = &mut self.0[SlotId::from_bits(line)];
-        let words = words.each_mut().map(|word| *word.get_mut());
-        std::array::from_fn(|run| Run(u32x8::new(words.as_chunks().0[run])))
+        Words(words.each_mut().map(|word| *word.get_mut()))
     }
 }
 
-/// The words of neighbours, for which everything is computed at once: a third of the instructions.
+/// The words of a line, for which everything is computed at once: a third of the instructions.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Run(u32x8);
+pub(super) struct Words([u32; LINE as usize]);
 
-impl Run {
+impl Words {
     #[inline]
-    fn since(self, now: u32) -> u32x8 {
-        u32x8::splat(EntryMeta::present(now)) - self.0
+    pub(super) fn at(&self, place: usize) -> EntryMeta {
+        EntryMeta(self.0[place % LINE as usize])
     }
 
-    /// Of each its [cell](EntryMeta::cell).
+    /// In which order each leaves.
     #[inline]
-    pub(super) fn cells(self, now: u32) -> [Cell; RUN] {
-        let fourfold = self.since(now) >> (EntryMeta::TICK - 2) | u32x8::splat(3);
-        Cell::of_each(self.0 >> EntryMeta::CLASS, fourfold)
+    pub(super) fn orders<const BY_WEIGHT: bool>(
+        &self,
+        now: u32,
+        worth: impl Fn(Cell) -> Worth,
+    ) -> Orders {
+        let [lower, upper] = *self.0.as_chunks::<RUN>().0 else { unreachable!("two runs") };
+        let lower = orders::<BY_WEIGHT>(u32x8::new(lower), now, &worth);
+        Orders(cast([lower, orders::<BY_WEIGHT>(u32x8::new(upper), now, &worth)]))
     }
+}
 
-    /// In which order each leaves, if they are worth so much.
-    #[inline]
-    pub(super) fn orders(self, worths: [Worth; RUN], now: u32) -> i32x8 {
-        let youth = !self.since(now) >> EntryMeta::REST & u32x8::splat(EntryMeta::REST_MASK);
-        let place = u32x8::new(std::array::from_fn(|place| place as u32));
-        Order::of_each(worths, youth | place)
-    }
+/// As 16 bits, which are taken out of a vector one by one with fewer instructions.
+#[inline]
+fn narrow(numbers: u32x8) -> i16x8 {
+    i16x8::from_i32x8_saturate(cast(numbers))
+}
 
-    #[inline]
-    pub(super) fn weights(self) -> [Weight; RUN] {
-        self.0.to_array().map(Weight::from_bits)
+#[inline]
+fn orders<const BY_WEIGHT: bool>(words: u32x8, now: u32, worth: impl Fn(Cell) -> Worth) -> i16x8 {
+    const ROW: u32 = EntryMeta::CLASS - AGES.ilog2();
+    let since = u32x8::splat(EntryMeta::present(now)) - words;
+    let fourfold = since >> (EntryMeta::TICK - 2) | u32x8::splat(3);
+    // The bin, as `Bin::of_fourfold` finds it, and below it two bits more of the age.
+    let age = cast::<_, u32x8>(cast::<_, i32x8>(fourfold).round_float());
+    let age = narrow(age >> (Bin::SHIFT - 2)) & i16x8::splat(4 * AGES as i16 - 1);
+    let bin: i16x8 = age >> 2;
+    let classes = u32x8::splat(((1 << Class::BITS) - 1) << EntryMeta::CLASS);
+    let row = narrow(words & classes) >> ROW;
+    // Not by `map`, which passes each through memory.
+    let [a, b, c, d, e, f, g, h] = (row | bin).to_array();
+    let of = |cell| worth(Cell(cell as u32)).0;
+    let mut worths = i16x8::new([of(a), of(b), of(c), of(d), of(e), of(f), of(g), of(h)]);
+    if BY_WEIGHT {
+        let weights = narrow(words & u32x8::splat(Weight::MASK));
+        worths = worths.saturating_sub(weights << Weight::ROOT);
     }
+    // In the lower bits of a worth, which are 0.
+    let youth = u16x8::splat((1 << Worth::FREE) - 1).saturating_sub(cast(age));
+    worths | cast::<_, i16x8>(youth)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::order::Order;
     use super::*;
 
     const NOW: u32 = 3_000_000;
+    const ROW: u32 = super::AGES as u32;
     const AGES: [u32; 11] = [0, 1, 2, 3, 31, 127, 128, 1000, 2047, 2048, 400_000];
 
     fn class() -> Class {
@@ -221,15 +244,15 @@ mod tests {
             let meta = EntryMeta::new(NOW - age, sampled, class(), Weight::of(weight));
             assert_eq!((meta.age(NOW), meta.is_sampled()), (age, sampled));
             assert_eq!(meta.last_use(NOW), (NOW - age, class()));
-            assert_eq!((meta.weight(), meta.is_vacant()), (Weight::of(weight), false));
+            assert_eq!((meta.weight(), meta.is_vacant()), (Weight::of(weight).bits(), false));
             assert_eq!(meta.bin(NOW).index(), Bin::of(age).index(), "{age}");
 
             let used = meta.used(NOW, Class::NEW.after(1));
             assert_eq!(used.last_use(NOW), (NOW, Class::NEW.after(1)));
-            assert_eq!((used.weight(), used.is_sampled()), (Weight::of(weight), sampled));
+            assert_eq!((used.weight(), used.is_sampled()), (Weight::of(weight).bits(), sampled));
 
             let weighing = meta.weighing(Weight::of(77));
-            assert_eq!(weighing.weight(), Weight::of(77));
+            assert_eq!(weighing.weight(), Weight::of(77).bits());
             assert_eq!(weighing.last_use(NOW), meta.last_use(NOW));
         }
         // Ticks wrap around, in the word and as a whole.
@@ -256,26 +279,48 @@ mod tests {
         assert!(metas.get(slot).is_vacant());
     }
 
-    #[test]
-    fn neighbours_are_judged_as_each_alone_would_be() {
+    fn entries(weight: impl Fn(u32) -> u64) -> EntryMetas {
         let mut metas = EntryMetas::default();
         for (place, age) in (16..).zip(AGES) {
-            let weight = Weight::of(1 << (place % 4));
-            let meta = EntryMeta::new(NOW - age, false, class(), weight);
+            let meta = EntryMeta::new(NOW - age, false, class(), Weight::of(weight(place)));
             metas.insert(SlotId::from_bits(place), meta);
         }
-        let worths = std::array::from_fn(|place| Worth::of(0.001 * place as f32));
-        for (run, first) in metas.line(1).into_iter().zip([16, 24]) {
-            let alone: [_; RUN] =
-                std::array::from_fn(|place| metas.get(SlotId::from_bits(first + place as u32)));
-            assert_eq!(run.cells(NOW), alone.map(|meta| meta.cell(NOW)));
-            assert_eq!(run.weights(), alone.map(EntryMeta::weight));
-            let orders: [_; RUN] = std::array::from_fn(|place| {
-                Order::new(worths[place], alone[place].rest(NOW) | place as u32)
-            });
-            let first = orders.into_iter().min().unwrap();
-            let found = run.orders(worths, NOW);
-            assert_eq!(Order::first_of_each([found, found]), [first; 2]);
+        metas
+    }
+
+    #[test]
+    fn neighbours_are_judged_as_each_alone_would_be() {
+        let mut metas = entries(|_| 1);
+        let worth = |Cell(cell)| Worth::of((cell % 7 + 1) as f32 * 0.01);
+        let orders = metas.line(1).orders::<false>(NOW, worth).each();
+        for (order, (place, age)) in orders.into_iter().zip((16..).zip(AGES)) {
+            let meta = metas.get(SlotId::from_bits(place));
+            assert_eq!(metas.line(1).at(place as usize % 16), meta);
+            let quarters = (4.0 * age as f32 + 3.0).to_bits() >> 20 & 255;
+            let youth = 127_u32.saturating_sub(quarters) as i16;
+            assert_eq!(order.0, worth(meta.cell(NOW)).0 + youth, "{age}");
+        }
+    }
+
+    #[test]
+    fn vacant_slots_leave_never_whatever_the_rest_is_worth() {
+        let mut metas = entries(|_| 1);
+        let row = Cell::new(Class::VACANT.bits(), Bin::of(0)).0 / ROW;
+        let worth = |Cell(cell)| if cell / ROW == row { Worth::MOST } else { Worth::of(9.0) };
+        let of_all = metas.line(1).orders::<true>(NOW, worth);
+        assert_eq!(of_all.before(Order::NEVER), (1 << AGES.len()) - 1);
+        assert_eq!(metas.line(0).orders::<false>(NOW, worth).before(Order::NEVER), 0);
+    }
+
+    #[test]
+    fn worth_is_divided_by_the_root_of_the_weight() {
+        for (value, weight) in [(0.5, 1), (0.01, 2), (1.5, 3), (0.01, 1000), (1e-5, 3072), (0.1, 0)]
+        {
+            let orders = entries(|_| weight).line(1).orders::<true>(NOW, |_| Worth::of(value));
+            let found = Worth(orders.each()[0].0 & !127).value();
+            let wanted = value / (weight.max(1) as f32).sqrt();
+            // Two logarithms that are straight lines, and steps.
+            assert!((wanted * 0.8..wanted * 1.3).contains(&found), "{value} {weight}: {found}");
         }
     }
 }

@@ -6,8 +6,58 @@
 //! fixed number of keys for 16 capacities, so that long waits are seen to their end.
 
 use super::super::super::index::SlotHash;
+use super::entry_meta::EntryMeta;
 use super::learner::Learner;
-use super::measures::{Bin, Class, OLDEST, TICKS};
+use super::measures::{Bin, Class, OLDEST, TICKS, Weight};
+
+/// All that is remembered of entries that left.
+#[derive(Debug, Default)]
+pub(super) struct Memory {
+    ghosts: Ghosts,
+    pub(super) sample: Sample,
+}
+
+impl Memory {
+    /// Fits it to a shard that holds `length` entries and may watch `most` that left.
+    pub(super) fn fit(&mut self, length: usize, most: usize) {
+        self.ghosts.fit(length);
+        self.sample.fit(length, most);
+    }
+
+    /// An entry was evicted from a shard that holds `length`.
+    #[inline]
+    pub(super) fn left(
+        &mut self,
+        hash: SlotHash,
+        meta: EntryMeta,
+        learner: &Learner,
+        now: u32,
+        length: usize,
+    ) {
+        let (tick, class) = meta.last_use(now);
+        self.ghosts.remember(hash, tick, class, now, length);
+        if meta.is_sampled() {
+            self.sample.left(hash, (tick, class), learner, now);
+        }
+    }
+
+    /// An entry comes. Returns its word.
+    #[inline]
+    pub(super) fn back(
+        &mut self,
+        hash: SlotHash,
+        learner: &Learner,
+        now: u32,
+        weight: u64,
+    ) -> EntryMeta {
+        let sampled = self.sample.contains(hash);
+        if sampled {
+            self.sample.back(hash, learner, now);
+        }
+        let class = self.ghosts.take(hash, now).unwrap_or(Class::NEW);
+        EntryMeta::new(now, sampled, class, Weight::of(weight))
+    }
+}
 
 /// Words looked at for a hash.
 const WAYS: usize = 4;
@@ -24,7 +74,7 @@ fn bucket<T>(buckets: &mut [T], hash: SlotHash) -> Option<&mut T> {
 /// Hash, time of the last use and frequency of what left, in buckets of four words, each a number:
 /// the word that came last is the lowest, and the one that came first gives way.
 #[derive(Debug, Default)]
-pub(super) struct Ghosts {
+struct Ghosts {
     /// From the top: 8 bits of a hash, the frequency, the time in units; 0 is empty. One lookup in a
     /// hundred finds another's ghost: better so than twice the bits and half as many remembered.
     buckets: Box<[u64]>,
@@ -67,12 +117,20 @@ impl Ghosts {
         if now.wrapping_sub(tick) > Self::MEMORY {
             return;
         }
-        if length > self.most || length < self.least {
+        if self.buckets.is_empty() {
             self.resize(length);
         }
         if let Some(bucket) = bucket(&mut self.buckets, hash) {
             // 0 is empty: a word that happens to be 0 is not remembered.
             *bucket = *bucket << u16::BITS | u64::from(Self::word(hash, tick, class));
+        }
+    }
+
+    /// Fits the memory to a shard that holds `length` entries, if any was evicted: a cache that never
+    /// is full has no ghosts.
+    pub(super) fn fit(&mut self, length: usize) {
+        if !self.buckets.is_empty() && (length > self.most || length < self.least) {
+            self.resize(length);
         }
     }
 

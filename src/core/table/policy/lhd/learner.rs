@@ -34,7 +34,7 @@
 
 // Not through `sync`: nothing is promised about the order of these accesses, and a scheduling
 // point at each would only make the explorations of shuttle longer.
-use std::sync::atomic::{AtomicBool, AtomicU16, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicI16, AtomicU32, Ordering::Relaxed};
 
 use super::measures::{
     AGES, BINS, Bin, CLASSES, Cell, Class, FREQUENCIES, INTERVALS, TICKS, WIDTHS, Worth, edge, end,
@@ -96,13 +96,13 @@ impl Waits {
 /// The worth of each class by bin; what is used of a class is one line of the processor's cache.
 #[derive(Debug)]
 #[repr(align(64))]
-struct Worths([AtomicU16; Worths::CELLS]);
+struct Worths([AtomicI16; Worths::CELLS]);
 
 impl Worths {
     const CELLS: usize = CLASSES * AGES;
 
     /// Those of a class.
-    fn row(&self, class: usize) -> &[AtomicU16; AGES] {
+    fn row(&self, class: usize) -> &[AtomicI16; AGES] {
         &self.0.as_chunks::<{ AGES }>().0[class]
     }
 }
@@ -168,7 +168,7 @@ impl Learner {
     }
 
     /// Frequency over age, where nothing is known yet.
-    fn before_learning(cell: usize) -> AtomicU16 {
+    fn before_learning(cell: usize) -> AtomicI16 {
         let (class, bin) = (cell / AGES, cell % AGES);
         let uses = (class / INTERVALS + 1) as f32;
         let worth = if Class::occurs(class) {
@@ -176,7 +176,7 @@ impl Learner {
         } else {
             Worth::MOST
         };
-        AtomicU16::new(worth.0)
+        AtomicI16::new(worth.0)
     }
 
     /// Counts a wait, or its last stretch, that an access ended.
@@ -339,7 +339,7 @@ mod tests {
     use super::*;
 
     fn value(learner: &Learner, class: Class, age: u32) -> f32 {
-        f32::from_bits(u32::from(learner.worth(Cell::new(class.bits(), Bin::of(age))).0) << 15)
+        learner.worth(Cell::new(class.bits(), Bin::of(age))).value()
     }
 
     /// The definition, horizon by horizon.

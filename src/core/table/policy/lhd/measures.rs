@@ -1,9 +1,6 @@
 //! What is measured of an entry, and what follows from it: class, age, worth and weight, each in as
 //! many bits as are of use.
 
-use wide::bytemuck::cast;
-use wide::{i16x8, i32x8, u32x8};
-
 /// Ticks in a capacity: the time in which as many entries are inserted as the shard holds.
 pub(super) const TICKS: u32 = 128;
 /// Ages beyond this, in ticks, are all alike: 16 capacities. To wait longer is worth almost
@@ -79,6 +76,8 @@ pub(super) struct Bin(u32);
 
 impl Bin {
     pub(super) const BITS: u32 = 5;
+    /// Bits of a float below those that make a bin.
+    pub(super) const SHIFT: u32 = 22;
 
     /// That of an age in ticks.
     #[inline]
@@ -92,7 +91,7 @@ impl Bin {
         // The bits of a float above all but one of its mantissa's: twice the exponent, and in which
         // half of the doubling. The exponent of 2 has no bits among the lower ones.
         // Signed, which takes fewer instructions and is the same, as ages are less than half of all.
-        Self((age as i32 as f32).to_bits() >> 22)
+        Self((age as i32 as f32).to_bits() >> Self::SHIFT)
     }
 
     /// Its place among the counts.
@@ -145,42 +144,40 @@ impl Cell {
     pub(super) fn new(class: u32, bin: Bin) -> Self {
         Self(class % CLASSES as u32 * AGES as u32 + bin.0 % AGES as u32)
     }
-
-    /// The same for eight at once, of an age that is given [fourfold](Bin::of_fourfold).
-    #[inline]
-    pub(super) fn of_each(class: u32x8, fourfold: u32x8) -> [Self; 8] {
-        let age = cast::<_, i32x8>(fourfold).round_float();
-        let bin = (cast::<_, u32x8>(age) >> 22) & u32x8::splat(AGES as u32 - 1);
-        let row = (class & u32x8::splat(CLASSES as u32 - 1)) << AGES.ilog2();
-        // As 16 bits, which are taken out of a vector one by one with fewer instructions.
-        let cells = i16x8::from_i32x8_saturate(cast::<u32x8, _>(row | bin));
-        cells.to_array().map(|cell| Self(cell as u32))
-    }
 }
 
-/// What it is worth to keep an entry: a float without its sign and the lower half of its mantissa.
-/// What differs by less than a 256th is equal. None is over 2, so 15 bits are enough.
+/// What it is worth to keep an entry: its logarithm from 2^-31 to 2, in steps of a 16th of a doubling
+/// and counted from the least number on. The lower bits are 0: an [`Order`](super::order::Order) has the
+/// age there.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Worth(pub(super) u16);
+pub(super) struct Worth(pub(super) i16);
 
 impl Worth {
+    /// The lower bits that are 0.
+    pub(super) const FREE: u32 = 7;
+    /// Bits of a float below those that are kept: its logarithm, nearly.
+    const SHIFT: u32 = 19;
+    /// The bits of the float that counts as 0.
+    const NOTHING: u32 = (127 - 31) << (23 - Self::SHIFT);
+
     /// More than that of any entry.
-    pub(super) const MOST: Self = Self(u16::MAX >> 1);
+    pub(super) const MOST: Self = Self(i16::MAX & !((1 << Self::FREE) - 1));
 
     pub(super) fn of(value: f32) -> Self {
-        Self((value.to_bits() >> 15).min(u32::from(Self::MOST.0) - 1) as u16)
+        let steps = (value.to_bits() >> Self::SHIFT).saturating_sub(Self::NOTHING);
+        let below_most = (1 << (u16::BITS - Self::FREE)) - 2;
+        Self((steps.min(below_most) << Self::FREE) as i16 ^ i16::MIN)
     }
 
+    /// Counted from 0 on.
     #[inline]
-    pub(super) const fn bits(self) -> u16 {
-        self.0
+    pub(super) const fn rank(self) -> u16 {
+        (self.0 ^ i16::MIN) as u16
     }
 
-    /// For each unit of weight. Next to exact: such a float is about a logarithm, and what is lost
-    /// is lost for both.
-    #[inline]
-    pub(super) fn by(self, weight: Weight) -> Self {
-        Self(self.0.saturating_sub((weight.0 as u16) << Weight::STEP))
+    #[cfg(test)]
+    pub(super) fn value(self) -> f32 {
+        f32::from_bits(((u32::from(self.rank()) >> Self::FREE) + Self::NOTHING) << Self::SHIFT)
     }
 }
 
@@ -192,19 +189,17 @@ impl Weight {
     pub(super) const BITS: u32 = 7;
     pub(super) const MASK: u32 = (1 << Self::BITS) - 1;
 
-    /// Of the bits of a [`Worth`], those below a step.
-    const STEP: u32 = 6;
+    /// Of the bits of a [`Worth`], those below the square root of a step: an eighth of a doubling. A
+    /// worth divided by the weight itself is best for the part of requests that are hits, one that is not
+    /// divided for the part of bytes; the root loses little of either.
+    pub(super) const ROOT: u32 = Worth::FREE + 1;
 
     #[inline]
     pub(super) fn of(weight: u64) -> Self {
-        const SHIFT: u32 = 15 + Weight::STEP;
+        // A quarter of a doubling: two bits of a float's mantissa.
+        const SHIFT: u32 = 23 - 2;
         let steps = ((weight as f32).to_bits() >> SHIFT).saturating_sub(1_f32.to_bits() >> SHIFT);
         Self(steps.min(Self::MASK) as u8)
-    }
-
-    #[inline]
-    pub(super) fn from_bits(bits: u32) -> Self {
-        Self((bits & Self::MASK) as u8)
     }
 
     pub(super) fn bits(self) -> u32 {
@@ -246,15 +241,22 @@ mod tests {
     }
 
     #[test]
-    fn worth_by_weight_is_a_quotient() {
-        for (value, weight) in [(0.5, 1), (0.01, 2), (1.5, 3), (0.01, 1000), (1e-6, 3072), (0.1, 0)]
-        {
-            let Worth(found) = Worth::of(value).by(Weight::of(weight));
-            let found = f32::from_bits(u32::from(found) << 15);
-            let wanted = value / weight.max(1) as f32;
-            // Two logarithms that are straight lines, and steps of a fifth.
-            assert!((wanted * 0.85..wanted * 1.3).contains(&found), "{value} {weight}: {found}");
+    fn a_worth_is_known_to_a_sixteenth_and_is_less_than_that_of_vacant_slots() {
+        for value in [1.9, 0.5, 0.013, 1e-6, 1e-9] {
+            let found = Worth::of(value).value();
+            assert!(found <= value && found > value * 0.93, "{value}: {found}");
         }
-        assert_eq!(Weight::of(u64::MAX).bits(), Weight::MASK);
+        assert!(Worth::of(f32::MAX) < Worth::MOST);
+        assert_eq!((Worth::of(0.0).rank(), Worth::of(1e-30).rank()), (0, 0));
+        assert_eq!(Worth::MOST.0 % (1 << Worth::FREE), 0);
+    }
+
+    #[test]
+    fn a_weight_is_known_to_a_fifth() {
+        for weight in [1_u64, 3, 100, 4096, 1 << 31] {
+            let found = 2_f64.powf(f64::from(Weight::of(weight).bits()) / 4.0);
+            assert!((0.8..1.1).contains(&(found / weight as f64)), "{weight}: {found}");
+        }
+        assert_eq!((Weight::of(0).bits(), Weight::of(u64::MAX).bits()), (0, Weight::MASK));
     }
 }

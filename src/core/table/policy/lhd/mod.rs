@@ -10,10 +10,9 @@
 //! index of optimal stopping (`learner.rs`). So no rule says whether recency, frequency or
 //! neither counts: in a loop, for example, the old are worth more than the young, and stay.
 //!
-//! The victim is the worst of [`LINE`] neighbours at a place drawn at random and of the [`RunnersUp`]
-//! that came out worst before without leaving, as in Redis's sampled eviction. Hence
-//! no list is kept, and a hit stores one word, and that only if the clock has moved on since the
-//! entry's last use.
+//! The victim is one of the [`Candidates`] that were found in a line of neighbours with less worth than
+//! a bound. Hence no list is kept, and a hit stores one word, and that only if the clock has
+//! moved on since the entry's last use.
 //!
 //! # The clock
 //!
@@ -29,13 +28,13 @@
 //! hits that meet may lose one of two uses, of which seven are counted, or one of thousands of counts.
 //! Writers change the word under the write lock, which orders them after all hits before.
 
+mod candidates;
 mod entry_meta;
 mod ghosts;
 mod learner;
 mod measures;
 mod occupied;
 mod order;
-mod runners_up;
 
 use std::sync::Arc;
 
@@ -43,27 +42,28 @@ use super::super::index::SlotHash;
 use super::super::slots::SlotId;
 use super::super::ticks::{LastUse, Looks};
 use super::contract::{HitNote, Policy, epoch_of};
-use entry_meta::{EntryMeta, EntryMetas, LINE};
-use ghosts::{Ghosts, Sample};
+use candidates::Candidates;
+use entry_meta::{EntryMetas, LINE};
+use ghosts::Memory;
 pub(in super::super) use learner::Learner;
-use measures::{Class, TICKS, Weight};
+use measures::{TICKS, Weight};
 use occupied::Occupied;
-use order::{Order, RUN};
-use runners_up::RunnersUp;
+
+/// Lines that are looked at for one victim, at most. Usually it is one.
+const LINES: usize = 16;
 
 #[derive(Debug)]
 pub(in super::super) struct HitDensity {
     metas: EntryMetas,
     occupied: Occupied,
-    runners_up: RunnersUp,
-    ghosts: Ghosts,
-    sample: Sample,
+    candidates: Candidates,
+    memory: Memory,
     learner: Arc<Learner>,
     clock: Clock,
     /// The tick of the next step in learning.
     next_step: u32,
-    /// Of the generator that draws slots.
-    random: u32,
+    /// Where the next scan looks, as a part of all lines: 2^32 are all of them.
+    hand: u32,
 }
 
 /// Ticks, and the part of one that has passed.
@@ -108,13 +108,12 @@ impl HitDensity {
         Self {
             metas: EntryMetas::default(),
             occupied: Occupied::default(),
-            runners_up: RunnersUp::default(),
-            ghosts: Ghosts::default(),
-            sample: Sample::default(),
+            candidates: Candidates::default(),
+            memory: Memory::default(),
             learner,
             clock: Clock::default(),
             next_step: 0,
-            random: 0x9E37_79B9,
+            hand: 0,
         }
     }
 
@@ -123,7 +122,7 @@ impl HitDensity {
     #[inline(never)]
     fn fit(&mut self, length: usize) {
         self.clock.fit(length);
-        self.sample.fit(length, self.learner.watched_by_shard());
+        self.memory.fit(length, self.learner.watched_by_shard());
     }
 
     /// What is done once in a tick.
@@ -131,68 +130,62 @@ impl HitDensity {
     #[inline(never)]
     fn tick(&mut self) {
         let now = self.clock.tick;
-        self.sample.sweep(&self.learner, now);
+        self.memory.sample.sweep(&self.learner, now);
         if now.wrapping_sub(self.next_step) as i32 >= 0 {
             self.next_step = now.wrapping_add(self.learner.pace());
             self.learner.step();
         }
     }
 
-    /// A place below `places`; each about as likely as the others.
-    fn draw(&mut self, places: u32) -> u32 {
-        // Marsaglia's xorshift: foreseeing it gains nothing.
-        self.random ^= self.random << 13;
-        self.random ^= self.random >> 17;
-        self.random ^= self.random << 5;
-        ((u64::from(self.random) * u64::from(places)) >> 32) as u32
-    }
-
-    /// Looks at the entries of a line, so that the worst of each half are among the runners-up.
+    /// Time passes with an insertion.
     #[inline]
-    fn draw_line<const BY_WEIGHT: bool>(&mut self) {
-        let line = self.draw(self.metas.lines());
-        let now = self.clock.tick;
-        let halves = self.metas.line(line).map(|run| {
-            let mut worths = run.cells(now).map(|cell| self.learner.worth(cell));
-            if BY_WEIGHT {
-                let weights = run.weights();
-                worths = std::array::from_fn(|place| worths[place].by(weights[place]));
-            }
-            run.orders(worths, now)
-        });
-        for (half, worst) in (0..).zip(Order::first_of_each(halves)) {
-            let slot = SlotId::from_bits(line * LINE + half * RUN as u32 + worst.place());
-            self.runners_up.keep(worst, slot);
+    fn advance(&mut self) {
+        if self.clock.advance() {
+            self.tick();
         }
     }
 
     fn worst<const BY_WEIGHT: bool>(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
-        if self.occupied.len() == 0 {
-            return None;
-        }
-        self.draw_line::<BY_WEIGHT>();
-        // The rank of a runner-up is from when it was drawn. Only that of the worst has to be true.
-        let (metas, learner, now) = (&self.metas, &self.learner, self.clock.tick);
-        let order_now = |slot| {
-            let meta = metas.get(slot);
-            if Some(slot) == keep || meta.is_vacant() {
-                return None;
+        for _ in 0..LINES {
+            let metas = &self.metas;
+            if let Some(slot) = self.candidates.pop(BY_WEIGHT, keep, |slot| metas.get(slot)) {
+                return Some(slot);
             }
-            let worth = learner.worth(meta.cell(now));
-            let worth = if BY_WEIGHT { worth.by(meta.weight()) } else { worth };
-            Some(Order::new(worth, meta.rest(now) | (slot.bits() % RUN as u32)))
-        };
-        if let Some(slot) = self.runners_up.pop(order_now) {
-            return Some(slot);
+            self.look::<BY_WEIGHT>();
         }
         self.any(keep)
     }
 
-    /// Nothing was drawn but the entry to be kept, or all have been used since: any will do.
+    /// Looks for candidates in one more line.
+    #[inline(never)]
+    fn look<const BY_WEIGHT: bool>(&mut self) {
+        let lines = self.metas.lines();
+        if lines == 0 {
+            return;
+        }
+        let (line, now) = (self.next_line(lines), self.clock.tick);
+        let words = self.metas.line(line);
+        let orders = words.orders::<BY_WEIGHT>(now, |cell| self.learner.worth(cell));
+        self.candidates.look(line, &words, orders);
+    }
+
+    /// The line to look at next, of so many.
+    #[inline]
+    fn next_line(&mut self, lines: u32) -> u32 {
+        // Multiples of the golden section: any few in a row lie far from each other and evenly among
+        // all, and in the long run each line is looked at as often as another.
+        self.hand = self.hand.wrapping_add(0x9E37_79B9);
+        ((u64::from(self.hand) * u64::from(lines)) >> 32) as u32
+    }
+
+    /// Nothing was found but the entry to be kept: any will do.
     #[cold]
     #[inline(never)]
     fn any(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
-        let from = self.draw(self.metas.lines()) * LINE;
+        if self.occupied.len() == 0 {
+            return None;
+        }
+        let from = self.next_line(self.metas.lines()) * LINE;
         let found = self.occupied.at_or_after(SlotId::from_bits(from))?;
         if Some(found) != keep {
             return Some(found);
@@ -209,16 +202,9 @@ impl Policy for HitDensity {
         if length != self.clock.length {
             self.fit(length);
         }
-        if self.clock.advance() {
-            self.tick();
-        }
-        let now = self.clock.tick;
-        let sampled = self.sample.contains(hash);
-        if sampled {
-            self.sample.back(hash, &self.learner, now);
-        }
-        let class = self.ghosts.take(hash, now).unwrap_or(Class::NEW);
-        self.metas.insert(slot, EntryMeta::new(now, sampled, class, Weight::of(weight)));
+        self.advance();
+        let meta = self.memory.back(hash, &self.learner, self.clock.tick, weight);
+        self.metas.insert(slot, meta);
     }
 
     /// The tick: within one, the first hit says all.
@@ -256,14 +242,19 @@ impl Policy for HitDensity {
     }
 
     fn evict(&mut self, slot: SlotId, hash: SlotHash) {
-        let length = self.occupied.len();
         self.occupied.remove(slot);
         let (meta, now) = (self.metas.take(slot), self.clock.tick);
-        let (tick, class) = meta.last_use(now);
-        self.ghosts.remember(hash, tick, class, now, length);
-        if meta.is_sampled() {
-            self.sample.left(hash, (tick, class), &self.learner, now);
-        }
+        self.memory.left(hash, meta, &self.learner, now, self.clock.length);
+    }
+
+    /// The slot stays occupied, and its word is looked up once.
+    fn exchange(&mut self, slot: SlotId, old: SlotHash, new: SlotHash, weight: u64) {
+        self.advance();
+        let Self { metas, memory, learner, clock, .. } = self;
+        metas.update(slot, |meta| {
+            memory.left(old, meta, learner, clock.tick, clock.length);
+            memory.back(new, learner, clock.tick, weight)
+        });
     }
 
     fn victim(&mut self, keep: Option<SlotId>, _: impl LastUse, _: &mut Looks) -> Option<SlotId> {
@@ -284,7 +275,7 @@ impl Policy for HitDensity {
         if !self.occupied.contains(slot) {
             return 0;
         }
-        u32::from(self.learner.worth(self.metas.get(slot).cell(self.clock.tick)).bits())
+        u32::from(self.learner.worth(self.metas.get(slot).cell(self.clock.tick)).rank())
     }
 
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {

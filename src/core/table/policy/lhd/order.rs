@@ -1,55 +1,50 @@
 //! Which of two entries leaves first.
 
-use wide::bytemuck::cast;
-use wide::{i32x4, i32x8, u16x8, u32x8};
+use wide::i16x16;
 
 use super::measures::Worth;
 
-/// Neighbours that are compared with vector instructions, all at once.
-pub(super) const RUN: usize = 8;
-
-/// What makes one entry leave before another: less worth, then an earlier last use, as far as the
-/// lower bits of its tick tell; and in the lowest its place in the run.
+/// What makes one entry leave before another: less worth, and in the bits below that the greater
+/// age. Signed, as SSE2 compares only signed numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Order(pub(super) i32);
+pub(super) struct Order(pub(super) i16);
 
 impl Order {
-    /// Where the worth stands.
-    pub(super) const WORTH: u32 = 16;
+    /// Vacant slots leave in this order or a later one, entries before.
+    pub(super) const NEVER: Self = Self(Worth::MOST.0);
 
-    /// The order of vacant slots: no entry leaves in this order or a later one.
-    pub(super) const NEVER: Self = Self::new(Worth::MOST, 0);
-
-    /// A worth has 15 bits, so this is not negative. It is signed, as SSE2 compares only signed numbers
-    /// four at once.
+    /// An order that is later by so much.
     #[inline]
-    pub(super) const fn new(worth: Worth, rest: u32) -> Self {
-        Self(((worth.bits() as u32) << Self::WORTH | rest) as i32)
+    pub(super) fn later(self, by: i16) -> Self {
+        Self(self.0.saturating_add(by)).min(Self::NEVER)
     }
 
-    /// The same for neighbours, all at once.
     #[inline]
-    pub(super) fn of_each(worths: [Worth; RUN], rests: u32x8) -> i32x8 {
-        let worths = u32x8::from(u16x8::new(worths.map(Worth::bits)));
-        cast(worths << Self::WORTH | rests)
+    pub(super) fn earlier(self, by: i16) -> Self {
+        Self(self.0.saturating_sub(by)).max(Self(i16::MIN + 1))
+    }
+}
+
+/// The orders of the entries of a line.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Orders(pub(super) i16x16);
+
+impl Orders {
+    /// A bit for each, from the lowest on: whether it is before `bound`.
+    #[inline]
+    pub(super) fn before(self, bound: Order) -> u32 {
+        i16x16::splat(bound.0).simd_gt(self.0).to_bitmask()
     }
 
-    /// The first of each half. Both are compared side by side for as long as several are left.
+    /// The least.
     #[inline]
-    pub(super) fn first_of_each(halves: [i32x8; 2]) -> [Self; 2] {
-        let [a, b] = halves.map(|half| {
-            let [lower, upper] = cast::<_, [i32x4; 2]>(half);
-            lower.min(upper).to_array()
-        });
-        let lower = i32x4::new([a[0], b[0], a[1], b[1]]);
-        let [c, d, e, f] = lower.min(i32x4::new([a[2], b[2], a[3], b[3]])).to_array();
-        [Self(c.min(e)), Self(d.min(f))]
+    pub(super) fn first(self) -> Order {
+        Order(self.0.reduce_min())
     }
 
-    /// The place in its run of the entry that has this order.
-    #[inline]
-    pub(super) fn place(self) -> u32 {
-        self.0 as u32 % RUN as u32
+    #[cfg(test)]
+    pub(super) fn each(self) -> [Order; 16] {
+        self.0.to_array().map(Order)
     }
 }
 
@@ -58,12 +53,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn less_worth_leaves_first_then_the_earlier_use() {
-        let worths = [0.0, 1e-6, 0.3, 2.0].map(Worth::of);
-        assert!(worths.is_sorted() && worths[3] < Worth::MOST);
-        let orders = worths.map(|worth| [0, 8, 0xFFF8].map(|rest| Order::new(worth, rest)));
-        assert!(orders.as_flattened().is_sorted());
-        assert!(orders.as_flattened().iter().all(|&order| order < Order::NEVER));
-        assert_eq!(Order::new(worths[1], 0x1235).place(), 5);
+    fn of_a_line_those_before_a_bound_are_marked() {
+        let orders = Orders(i16x16::new(std::array::from_fn(|place| [7, 8, 9, 32639][place % 4])));
+        assert_eq!(orders.before(Order(7)), 0);
+        assert_eq!(orders.before(Order(8)), 0x1111);
+        assert_eq!(orders.before(Order(9)), 0x3333);
+        assert_eq!(orders.before(Order::NEVER), 0xFFFF);
+        assert_eq!((orders.first(), orders.each()[3]), (Order(7), Order(32639)));
+    }
+
+    #[test]
+    fn a_bound_stays_among_the_orders_that_there_are() {
+        assert_eq!(Order(5).later(3), Order(8));
+        assert_eq!(Order(5).later(i16::MAX), Order::NEVER);
+        assert_eq!(Order(5).earlier(3), Order(2));
+        assert_eq!(
+            Order(-5).earlier(i16::MAX),
+            Order(i16::MIN + 1),
+            "of the least some are before it"
+        );
     }
 }
