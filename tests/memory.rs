@@ -162,7 +162,7 @@ fn the_weight_is_within_a_tenth_of_the_memory_with_the_shards_of_a_large_machine
     assert_weight_is_within_a_tenth(20_000, 16, 64);
 }
 
-fn assert_overhead_is_at_most_154_bytes(shards: usize) {
+fn assert_overhead_is_at_most_166_bytes(shards: usize) {
     assert_overhead_of::<CacheKey>(shards);
     assert_overhead_of::<ContentKey>(shards);
 }
@@ -172,19 +172,19 @@ fn assert_overhead_of<K: Kind>(shards: usize) {
         let overhead = Measured::churned(builder.shards(shards), 50_000, 8).overhead(8);
         println!("50000 × 8-d, {shards} shards, {which}: overhead {overhead:.1} bytes");
         // As much less as the key takes less of the slot.
-        let most = 154 + K::BESIDE - ENTRY_OVERHEAD;
+        let most = 166 + K::BESIDE - ENTRY_OVERHEAD;
         assert!(overhead <= most as f64, "{shards} shards, {which}: {overhead:.1}");
     }
 }
 
 #[test]
-fn an_entry_takes_at_most_154_bytes_beyond_its_vector() {
-    assert_overhead_is_at_most_154_bytes(8);
+fn an_entry_takes_at_most_166_bytes_beyond_its_vector() {
+    assert_overhead_is_at_most_166_bytes(8);
 }
 
 #[test]
-fn an_entry_takes_at_most_154_bytes_more_with_the_shards_of_a_large_machine() {
-    assert_overhead_is_at_most_154_bytes(128);
+fn an_entry_takes_at_most_166_bytes_more_with_the_shards_of_a_large_machine() {
+    assert_overhead_is_at_most_166_bytes(128);
 }
 
 /// The answer of a future that may yield, without a runtime that might allocate for it.

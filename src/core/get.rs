@@ -1,5 +1,4 @@
-//! Operations that read: one shard's read lock, and the write lock only for an entry seen expired
-//! or a hit whose note found no place.
+//! Operations that read: one shard's read lock, and the write lock only for an entry seen expired.
 
 use std::hash::{BuildHasher, Hash};
 use std::time::Duration;
@@ -10,9 +9,8 @@ use crate::error::{CacheError, ErrorKind};
 
 use super::clock::Stamp;
 use super::hit_counters::Outcome;
-use super::shard::{Shard, Unlock};
+use super::shard::Unlock;
 use super::table::index::SlotHash;
-use super::table::policy::HitNote;
 use super::table::slots::SlotId;
 use super::table::{Entry, State, Table};
 use super::wait::{Forever, Try, Until, Wait};
@@ -184,7 +182,7 @@ where
         self.peek_with(key, now, wait, |table, id, entry, state| {
             (state == State::Fresh).then(|| EntryInfo {
                 weight: entry.weight,
-                written_at: self.wall_time_after(table.written(id)),
+                written_at: self.wall_time_after(entry.written),
                 expires_in: table.life_left(id, entry, now),
             })
         })
@@ -254,8 +252,8 @@ where
             self.hit_counters.count(at.number, Outcome::Hit);
             return Some(Some(value));
         }
-        let (now, state) = if is_in_time && fresh_beyond == Stamp::ZERO {
-            // Nothing expires: no more to ask.
+        let (now, state) = if is_in_time && !table.notes_moments() {
+            // No more to ask.
             (Stamp::ZERO, State::Fresh)
         } else {
             let now = fresh_beyond.minus(self.config.table_config.grace);
@@ -264,14 +262,11 @@ where
         match state {
             State::Fresh => {
                 table.note_use(id, now);
-                let note = table.hit(id, entry);
+                table.hit(id, entry);
                 // Not before: it would be kept in memory meanwhile.
                 let value = entry.value.clone();
                 drop(table);
                 self.hit_counters.count(at.number, Outcome::Hit);
-                if note == HitNote::Full {
-                    self.note_hit(key, wait);
-                }
                 Some(Some(value))
             }
             State::Stale => {
@@ -299,43 +294,6 @@ where
         Q: Equivalent<K> + ?Sized,
     {
         if self.is_current(table) { table.find(hash, key) } else { None }
-    }
-
-    /// Notes a hit that found no place.
-    // Finds its place once more, so that a hit need not keep it.
-    #[cold]
-    #[inline(never)]
-    fn note_hit<Q, W>(&self, key: &Q, wait: W)
-    where
-        Q: Hash + Equivalent<K> + ?Sized,
-        W: Wait,
-    {
-        let at = self.place(key);
-        self.note_hits(at.shard, std::iter::once((key, at.hash)), wait);
-    }
-
-    /// Notes hits in one shard, no more than a group, under its write lock. With a deadline that
-    /// runs out the notes are lost: the value is worth more than its place in the order.
-    #[cold]
-    #[inline(never)]
-    pub(super) fn note_hits<'q, Q, W>(
-        &self,
-        shard: &Shard<K, V>,
-        hits: impl Iterator<Item = (&'q Q, SlotHash)>,
-        wait: W,
-    ) where
-        Q: Equivalent<K> + ?Sized + 'q,
-        W: Wait,
-    {
-        let mut notifier = self.notifier();
-        self.change(shard, wait, Unlock::Plain, &mut notifier, |table, _| {
-            for (key, hash) in hits {
-                if let Some((id, _)) = table.find(hash, key) {
-                    table.touch(id);
-                }
-            }
-        });
-        notifier.end();
     }
 
     /// An entry was seen expired: looks again under the write lock. If the deadline runs out before

@@ -15,7 +15,6 @@ use smallvec::SmallVec;
 use super::clock::Stamp;
 use super::hit_counters::Outcome;
 use super::table::index::SlotHash;
-use super::table::policy::HitNote;
 use super::table::slots::SlotId;
 use super::table::{Entry, Slot, State, Table};
 use super::wait::{Forever, Wait};
@@ -96,7 +95,7 @@ where
         }
         let mut noted: SmallVec<[Noted; GROUP]> =
             SmallVec::from_elem(Noted::default(), numbers.len());
-        let (mut answers, left) =
+        let (mut answers, expired) =
             self.look_up(&guards, &seats, keys.clone(), fresh_beyond, &mut noted);
         drop(guards);
 
@@ -107,15 +106,16 @@ where
                 }
             }
         }
-        if left != Left::default() {
+        if expired != 0 {
             let now = fresh_beyond.minus(self.config.table_config.grace);
-            self.finish(keys, &seats, now, left, &mut answers, wait);
+            self.look_again(keys, now, expired, &mut answers, wait);
         }
         answers.into_iter().for_each(&mut push);
         true
     }
 
-    /// The part of a lookup under the locks: each step for all keys before the next.
+    /// The part of a lookup under the locks: each step for all keys before the next. Returns the
+    /// answers, and a bit for each key that was seen expired and has none yet.
     #[inline]
     fn look_up<'q, Q>(
         &self,
@@ -124,7 +124,7 @@ where
         keys: impl Keys<'q, Q>,
         fresh_beyond: Stamp,
         noted: &mut [Noted],
-    ) -> (SmallVec<[Option<V>; GROUP]>, Left)
+    ) -> (SmallVec<[Option<V>; GROUP]>, u64)
     where
         Q: Hash + Equivalent<K> + ?Sized + 'q,
     {
@@ -147,7 +147,7 @@ where
         black_box(slots.fold(0, |sum, (_, slot)| sum ^ slot.touch()));
 
         let now = fresh_beyond.minus(self.config.table_config.grace);
-        let mut left = Left::default();
+        let mut expired = 0;
         for (place, ((look, seat), key)) in looks.iter_mut().zip(seats).zip(keys).enumerate() {
             let noted = &mut noted[usize::from(seat.rank)];
             let found = look.find(seat.at.hash, key);
@@ -163,50 +163,32 @@ where
             match table.state(id, entry, now) {
                 State::Fresh => {
                     table.note_use(id, now);
-                    // After a note that found no place, none for the same shard may be taken
-                    // before it.
-                    if noted.is_full || table.hit(id, entry) == HitNote::Full {
-                        noted.is_full = true;
-                        left.unnoted |= 1 << place;
-                    }
+                    table.hit(id, entry);
                     noted.hits += 1;
                     look.fresh = Some(&entry.value);
                 }
                 State::Stale => noted.misses += 1,
-                State::Dead => left.expired |= 1 << place,
+                State::Dead => expired |= 1 << place,
             }
         }
         // Waits for the reference counts of the values.
-        (looks.iter().map(|look| look.fresh.cloned()).collect(), left)
+        (looks.iter().map(|look| look.fresh.cloned()).collect(), expired)
     }
 
-    /// What a group has left to do under write locks: to note the hits that found no place, for each
-    /// shard under one lock hold, and to look again for what was seen expired.
+    /// Looks again, under write locks, for what was seen expired.
     #[cold]
     #[inline(never)]
-    fn finish<'q, Q, W>(
+    fn look_again<'q, Q, W>(
         &self,
         keys: impl Keys<'q, Q>,
-        seats: &[Seat<'_, K, V>],
         now: Stamp,
-        Left { mut unnoted, expired }: Left,
+        expired: u64,
         answers: &mut [Option<V>],
         wait: W,
     ) where
         Q: Hash + Equivalent<K> + ?Sized + 'q,
         W: Wait,
     {
-        while unnoted != 0 {
-            let first = &seats[unnoted.trailing_zeros() as usize];
-            let of_shard = |&(place, _): &(usize, _)| {
-                unnoted & 1 << place != 0 && seats[place].rank == first.rank
-            };
-            let hits = keys.clone().enumerate().filter(of_shard);
-            let hits = hits.map(|(place, key)| (key, seats[place].at.hash));
-            self.note_hits(first.at.shard, hits, wait);
-            let same = seats.iter().enumerate().filter(|(_, seat)| seat.rank == first.rank);
-            unnoted &= !same.fold(0, |bits, (place, _)| bits | 1 << place);
-        }
         for (place, key) in keys.enumerate() {
             if expired & 1 << place != 0 {
                 // A deadline that runs out for an expired entry makes it a miss.
@@ -259,17 +241,6 @@ impl<'t, K, V> Look<'t, K, V> {
 struct Noted {
     hits: u64,
     misses: u64,
-    /// Whether a hit found no place to be noted.
-    is_full: bool,
-}
-
-/// What is left to do when the locks are given back: a bit for each key.
-#[derive(Clone, Copy, PartialEq, Eq, Default)]
-struct Left {
-    /// The hits that found no place to be noted.
-    unnoted: u64,
-    /// What was seen expired, and has no answer yet.
-    expired: u64,
 }
 
 /// Returns the numbers of the shards that the seats are in, ascending, and tells each seat which of

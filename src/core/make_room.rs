@@ -98,6 +98,8 @@ pub(super) type TooLight = (SlotId, EvictReason, Limit);
 pub(super) enum NeedsRoom {
     /// Its reservation has `missed` what it needs: may be tried again.
     NoRoom,
+    /// The search for what is to leave has looked enough under one lock hold; as `NoRoom` otherwise.
+    Tired,
     /// Something newer came since its value was loaded.
     Superseded,
 }
@@ -278,7 +280,7 @@ where
         if (replaces.is_none() || need.weight > 0)
             && !self.evict_until(&put, reservation, need, shard, table, replaces, gone)
         {
-            return Err(NeedsRoom::NoRoom);
+            return Err(if table.is_tired() { NeedsRoom::Tired } else { NeedsRoom::NoRoom });
         }
         if let Some(id) = replaces {
             let Replace::Done(surplus) = table.replace_at(id, value, new_entry) else {
@@ -294,7 +296,7 @@ where
             // Four billion entries in one shard: one of them gives its slot.
             let victim = table.evict_one(Limit::Entries, new_entry.now, None, true);
             let Some((Entry { key, value, weight, .. }, reason)) = victim else {
-                unreachable!("a table that is full has an entry to give")
+                return Err(NeedsRoom::Tired);
             };
             reservation.take_over(Usage::one(weight));
             let cause = shard.counters.count_eviction(reason, Limit::Entries);
@@ -378,26 +380,32 @@ where
         put.desperate = false;
         // Every round but the waiting ones frees something, most of them a whole bite.
         let most = WAITS + 64 + u32::try_from(self.len() / (BITE / 2)).unwrap_or(u32::MAX / 2);
-        let mut waits = 0;
-        for rounds in 1..=most {
+        let (mut waits, mut rounds) = (0, 0);
+        while rounds < most {
             let attempt = first.take().or_else(|| {
                 self.change(shard, wait, Unlock::Plain, notifier, |table, gone| {
                     let attempt = self.insert_again(put, &mut reservation, table, entry, gone);
                     (attempt, !gone.is_empty())
                 })
             });
+            // Of searches that go on there are as many as their [`Looks`] allow.
+            let is_tired = matches!(attempt, Some((Err(NeedsRoom::Tired), _)));
+            rounds += u32::from(!is_tired);
             let freed = match attempt {
                 None => {
                     return Err(ErrorKind::Timeout { operation: "insert", waited: wait.given() });
                 }
                 Some((Ok(stored), _)) => return Ok(stored),
                 Some((Err(NeedsRoom::Superseded), _)) => return Err(ErrorKind::Superseded),
-                Some((Err(NeedsRoom::NoRoom), freed)) => freed,
+                Some((Err(NeedsRoom::NoRoom | NeedsRoom::Tired), freed)) => freed,
             };
             // The limits may have been lowered since the put began.
             self.can_ever_fit(weight)?;
             if put.options.only_free_room {
                 return Err(contended(rounds));
+            }
+            if is_tired {
+                continue;
             }
             let reservation = self.reserved(&mut reservation);
             if self.take_elsewhere(put, reservation, notifier, wait) || freed {
@@ -449,7 +457,8 @@ where
         true
     }
 
-    /// With no lock held: takes the room that was missed from other shards, and says whether anything was freed. Each
+    /// With no lock held: takes the room that was missed from other shards, and says whether anything was freed, or will
+    /// be with another try. Each
     /// shard's lock is tried once; if `desperate` it is waited for briefly, as readers that follow one
     /// another would keep a mere try out for ever.
     fn take_elsewhere<W: Wait>(
@@ -471,7 +480,8 @@ where
             let wait = if put.desperate { wait.brief() } else { Until::after(Duration::ZERO) };
             let taken = self.change(shard, wait, Unlock::Plain, notifier, |table, gone| {
                 let covered = self.evict_until(put, reservation, need, shard, table, None, gone);
-                (covered, !gone.is_empty())
+                // A search that goes on is worth another round as well.
+                (covered, !gone.is_empty() || table.is_tired())
             });
             let Some((covered, some)) = taken else { continue };
             if covered {

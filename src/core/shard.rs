@@ -45,7 +45,7 @@ impl<K, V> Shard<K, V> {
     }
 
     /// Runs `change` under the write lock; `None` if `wait` ran out first. This is the only way
-    /// to the write lock, so the hits noted before are always played back and the gauges shown. The
+    /// to the write lock, so each lock hold has its bounds and the gauges are always shown. The
     /// only ways to here are `ShardedCache::change`, which sees to it that the table is current, and
     /// `ShardedCache::insert_with`, which leaves one that is not as it is.
     ///

@@ -257,6 +257,8 @@ impl<K, V, S> ShardedCache<K, V, S> {
         let mut waits = 0;
         while let Some(limit) = self.budget.excess() {
             let before = evicted;
+            // Whether a search for what is to leave ended for this lock hold only.
+            let mut goes_on = false;
             for shard in &self.shards {
                 let bite = self.bite_for(limit);
                 let left =
@@ -272,14 +274,16 @@ impl<K, V, S> ShardedCache<K, V, S> {
                             gone.push((entry.key, entry.value, cause));
                         }
                         self.budget.release(freed);
-                        gone.len()
+                        (gone.len(), table.is_tired())
                     });
-                evicted += left.unwrap_or(0);
+                let (left, is_tired) = left.unwrap_or_default();
+                evicted += left;
+                goes_on |= is_tired;
                 if self.budget.excess() != Some(limit) {
                     break;
                 }
             }
-            if evicted == before {
+            if evicted == before && !goes_on {
                 waits += 1;
                 if waits > WAITS {
                     break;

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 use std::time::Duration;
 
+use super::budget::Limit;
 use super::shard::Unlock;
 use super::*;
 
@@ -439,4 +440,30 @@ fn a_predicate_of_a_removal_sees_only_a_live_value_and_changes_nothing_by_a_pani
     let expected = [(3, 30, RemovalCause::Expired), (1, 10, RemovalCause::Removed)];
     assert_eq!(*causes.lock(), expected);
     cache.validate();
+}
+
+#[test]
+fn a_search_that_has_looked_enough_goes_on_under_the_next_lock_hold() {
+    for limit in [Limit::Entries, Limit::Weight] {
+        let cache = ShardedCache::<u64, u64>::builder()
+            .max_weight(200)
+            .weigher(|_, _| 1)
+            .shards(1)
+            .eviction(EvictionPolicy::Lru)
+            .memory_pressure(MemoryPressure::LargestFirst)
+            .build()
+            .unwrap();
+        (0..200).for_each(|key| cache.insert(key, key).unwrap());
+        (0..200).for_each(|at| assert!(cache.get(&(at * 77 % 200)).is_some()));
+        let hold = || {
+            cache.shards[0].write(Forever, Unlock::Plain, |table| {
+                let victim = table.next_to_leave(limit, Stamp::ZERO, None, true);
+                let key = victim.and_then(|(id, _)| table.entry(id)).map(|entry| entry.key);
+                (key, table.is_tired())
+            })
+        };
+        let holds: Vec<_> = std::iter::repeat_with(|| hold().unwrap()).take(5).collect();
+        let (tired, found) = ((None, true), (Some(0), false));
+        assert_eq!(holds, [tired, tired, tired, found, found], "{limit:?}");
+    }
 }

@@ -62,7 +62,7 @@ use wait::Waiters;
 /// tenth of what a counting allocator sees, from 64 dimensions on. A [`CacheKey`] whose content hash
 /// is not 64 lower-case hexadecimal digits, or that has a chunk, is stored as its texts, and their
 /// bytes are added. An entry with a [`ContentKey`], whose slot is smaller, weighs 8 bytes less.
-pub const ENTRY_OVERHEAD: u64 = 118;
+pub const ENTRY_OVERHEAD: u64 = 126;
 
 fn weigh<K: EmbeddingKey>(key: &Stored<K>, components: &Components) -> u64 {
     K::heap_bytes(key) + heap_bytes(components) + K::OVERHEAD

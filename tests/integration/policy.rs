@@ -4,8 +4,10 @@
 //! can be repeated. Each limit leaves room for another hash function.
 
 use std::hash::{BuildHasherDefault, DefaultHasher};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
-use embedding_cache::{EvictionPolicy, MemoryPressure, ShardedCache};
+use embedding_cache::{EvictionPolicy, MemoryPressure, RemovalCause, ShardedCache};
 
 type Cache = ShardedCache<u64, u64, BuildHasherDefault<DefaultHasher>>;
 
@@ -257,5 +259,55 @@ fn few_entries_in_many_slots_can_still_be_evicted() {
         cache.insert(1, 99_999).unwrap();
         assert_eq!(cache.len(), 1, "an update spares its own entry");
         cache.validate();
+    }
+}
+
+/// An order of use that hits leave to be put right by writes is exact after any number of hits without
+/// a write, of which most need several lock holds here; whatever makes room.
+#[test]
+fn the_least_recently_used_leaves_after_any_number_of_hits_without_a_write() {
+    // In another order than that of the inserts.
+    let used = || (0..CAPACITY as u64).map(|at| at * 77 % CAPACITY as u64);
+    type Way = (&'static str, fn(&Cache));
+    let ways: [Way; 4] = [
+        ("an insert", |cache| cache.insert(5000, 1).unwrap()),
+        ("a heavy insert", |cache| cache.insert(5000, 5).unwrap()),
+        ("a growing entry", |cache| cache.insert(500, 3).unwrap()),
+        ("a lower limit", |cache| {
+            assert_eq!(cache.set_max_weight(CAPACITY as u64 - 3).unwrap(), 3);
+        }),
+    ];
+    for pressure in [MemoryPressure::PolicyOrder, MemoryPressure::LargestFirst] {
+        for idle in [None, Some(Duration::from_secs(1000))] {
+            for (way, make_room) in ways {
+                let left = Arc::new(Mutex::new(Vec::new()));
+                let told = Arc::clone(&left);
+                let mut builder = ShardedCache::<u64, u64>::builder()
+                    .max_weight(CAPACITY as u64)
+                    .weigher(|_, weight| *weight)
+                    .shards(1)
+                    .eviction(EvictionPolicy::Lru)
+                    .memory_pressure(pressure)
+                    .eviction_listener(move |key, _, cause| {
+                        if cause == RemovalCause::Weight {
+                            told.lock().unwrap().push(*key);
+                        }
+                    });
+                if let Some(idle) = idle {
+                    builder = builder.time_to_idle(idle);
+                }
+                let cache = builder.hasher(BuildHasherDefault::default()).build().unwrap();
+                (0..CAPACITY as u64).for_each(|key| cache.insert(key, 1).unwrap());
+                for turn in 0..3 {
+                    used().for_each(|key| assert_eq!(cache.get(&key), Some(1), "{turn}"));
+                }
+                make_room(&cache);
+                cache.validate();
+                let left = left.lock().unwrap().clone();
+                let oldest: Vec<_> = used().filter(|&key| key != 500).take(left.len()).collect();
+                assert_eq!(left, oldest, "{way}, {pressure:?}, {idle:?}");
+                assert!(!left.is_empty(), "{way}");
+            }
+        }
     }
 }

@@ -20,7 +20,7 @@ use std::time::Duration;
 use ahash::RandomState;
 use embedding_cache::{
     CacheKey, Clock, ContentKey, EmbeddingCache, EmbeddingCacheBuilder, EmbeddingKey,
-    EmbeddingVector, EvictionPolicy, KeySpec, ShardedCache, ShardedCacheBuilder,
+    EmbeddingVector, EvictionPolicy, KeySpec, MemoryPressure, ShardedCache, ShardedCacheBuilder,
 };
 use gungraun::Callgrind;
 use gungraun::prelude::*;
@@ -189,6 +189,18 @@ fn core_that_expires() -> Prepared<Core, ContentKey> {
     warm(cache, content_keys(0))
 }
 
+/// As the documented constructor makes it.
+fn core_as_documented() -> Prepared<Core, ContentKey> {
+    let cache = core(2 * OPERATIONS)
+        .max_weight(2 * OPERATIONS as u64)
+        .weigher(|_, _| 1)
+        .eviction(EvictionPolicy::Lru)
+        .memory_pressure(MemoryPressure::LargestFirst)
+        .time_to_live(Duration::from_secs(3600))
+        .clock(Arc::new(Standing));
+    warm(cache.build().expect("a cache"), content_keys(0))
+}
+
 /// As a user has it, with the system's clock. No instruction depends on what that says, as nothing
 /// expires meanwhile; but under valgrind the library asks the kernel, so that of the reading itself
 /// only the call is counted.
@@ -208,6 +220,44 @@ fn core_to_replace() -> Prepared<Core, (ContentKey, EmbeddingVector)> {
 
 fn core_to_evict(policy: EvictionPolicy) -> Prepared<Core, (ContentKey, EmbeddingVector)> {
     to_evict(core(OPERATIONS).eviction(policy).build().expect("a cache"))
+}
+
+/// As the documented constructor makes it, at its limit on memory.
+fn core_to_evict_largest() -> Prepared<Core, (ContentKey, EmbeddingVector)> {
+    let cache = core(OPERATIONS)
+        .max_entries(2 * OPERATIONS)
+        .max_weight(OPERATIONS as u64)
+        .weigher(|_, _| 1)
+        .eviction(EvictionPolicy::Lru)
+        .memory_pressure(MemoryPressure::LargestFirst);
+    to_evict(cache.build().expect("a cache"))
+}
+
+/// Requests of which some keys have many and most have few, in no order, and a cache that has room for
+/// a part of the keys and has had such requests before.
+fn core_of_requests(policy: EvictionPolicy) -> Prepared<Core, (ContentKey, EmbeddingVector)> {
+    let cache = core(OPERATIONS / 4).eviction(policy).build().expect("a cache");
+    let (keys, value) = (content_keys(0), vector());
+    let mut state = 1_u64;
+    let mut requests = (0..4 * OPERATIONS).map(|_| {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
+        let part = (state >> 32) as f64 / f64::from(u32::MAX);
+        keys[(part * part * part * (OPERATIONS - 1) as f64) as usize].clone()
+    });
+    for key in requests.by_ref().take(3 * OPERATIONS) {
+        request(&cache, key, value.clone());
+    }
+    let arguments = requests.map(|key| (key, value.clone())).collect();
+    Prepared { cache, arguments }
+}
+
+/// Whether the key was there; it is afterwards.
+fn request(cache: &Core, key: ContentKey, value: EmbeddingVector) -> bool {
+    let found = cache.get(&key).is_some();
+    if !found {
+        cache.store(key, value);
+    }
+    found
 }
 
 fn expiring(room: usize) -> Core {
@@ -311,6 +361,7 @@ fn the_loop(prepared: Prepared<Quick, ContentKey>) -> Prepared<Quick, ContentKey
 #[bench::hit_density(setup = core_of, args = (EvictionPolicy::HitDensity))]
 #[bench::lru(setup = core_of, args = (EvictionPolicy::Lru))]
 #[bench::time_to_live(setup = core_that_expires, args = ())]
+#[bench::as_documented(setup = core_as_documented, args = ())]
 #[bench::system_clock(setup = core_that_expires_by_the_system, args = ())]
 #[bench::miss(setup = core_without_them, args = ())]
 fn core_get(prepared: Prepared<Core, ContentKey>) -> Prepared<Core, ContentKey> {
@@ -371,10 +422,19 @@ fn cache_key_get_many(
 #[bench::evict_s3_fifo(setup = core_to_evict, args = (EvictionPolicy::S3Fifo))]
 #[bench::evict_hit_density(setup = core_to_evict, args = (EvictionPolicy::HitDensity))]
 #[bench::evict_lru(setup = core_to_evict, args = (EvictionPolicy::Lru))]
+#[bench::evict_largest(setup = core_to_evict_largest, args = ())]
 #[bench::replace_expiring(setup = core_that_expires_to_replace, args = ())]
 #[bench::evict_expiring(setup = core_that_expires_to_evict, args = ())]
 fn core_insert(prepared: Prepared<Core, (ContentKey, EmbeddingVector)>) -> Core {
     taking_each(prepared, |cache, (key, value)| cache.insert(key, value))
+}
+
+#[library_benchmark]
+#[bench::s3_fifo(setup = core_of_requests, args = (EvictionPolicy::S3Fifo))]
+#[bench::hit_density(setup = core_of_requests, args = (EvictionPolicy::HitDensity))]
+#[bench::lru(setup = core_of_requests, args = (EvictionPolicy::Lru))]
+fn core_get_else_insert(prepared: Prepared<Core, (ContentKey, EmbeddingVector)>) -> Core {
+    taking_each(prepared, |cache, (key, value)| request(cache, key, value))
 }
 
 #[library_benchmark]
@@ -413,6 +473,7 @@ library_benchmark_group!(
         core_get_many,
         cache_key_get_many,
         core_insert,
+        core_get_else_insert,
         quick_cache_insert,
         cache_key_put_blocking,
         cache_key_put_borrowed,

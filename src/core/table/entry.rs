@@ -2,7 +2,7 @@
 
 use equivalent::Equivalent;
 
-use crate::sync::atomic::AtomicU32;
+use crate::sync::atomic::AtomicU64;
 
 use super::expiry::Life;
 use super::index::SlotHash;
@@ -16,16 +16,15 @@ pub(in crate::core) struct Entry<K, V> {
     pub(in crate::core) expiry: Stamp,
     pub(in crate::core) key: K,
     pub(in crate::core) value: V,
-    /// The [`policy_epoch`](super::policy::Policy::policy_epoch) in which the policy had nothing more
-    /// to learn from hits of this entry. Here, so that such a hit touches no memory but the slot's.
-    pub(super) seen_epoch: AtomicU32,
+    /// With a policy that keeps an order of use, the tick of the last use; see [`ticks`](super::ticks).
+    /// With another, the [`policy_epoch`](super::policy::Policy::policy_epoch) in which the policy had
+    /// nothing more to learn from hits of this entry, or 0, which is no epoch. Here, so that a hit touches no memory but the
+    /// slot's.
+    pub(super) seen: AtomicU64,
     pub(super) hash: SlotHash,
+    /// When the value was written, in seconds since the cache was made; for people.
+    pub(in crate::core) written: u32,
     pub(in crate::core) weight: u64,
-}
-
-impl<K, V> Entry<K, V> {
-    /// In place of an epoch of the policy, which is never 0: it has not seen this entry yet.
-    pub(super) const NEVER_SEEN: u32 = 0;
 }
 
 #[derive(Debug)]

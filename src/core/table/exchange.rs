@@ -7,6 +7,7 @@ use super::policy::Policy;
 use super::slots::SlotId;
 use super::stamp::{Span, Stamp};
 use super::store::Store;
+use super::ticks::Ticks;
 use super::usage::Limit;
 use super::{Entry, EvictReason, Leaver, NewEntry, Table, advance, touch_policy};
 
@@ -94,9 +95,9 @@ impl<K, V> Table<K, V> {
             self.held.weight = self.held.weight - old + weight;
             surplus = old.saturating_sub(weight);
         }
-        touch_policy(&mut self.policy, self.policy_epoch, id, entry);
+        touch_policy(&mut self.policy, self.ticks, &mut self.policy_epoch, id, entry);
         mem::swap(&mut entry.value, value);
-        *self.written.at_mut(id) = written;
+        entry.written = written;
         advance(&mut self.latest, now);
         if !is_timeless {
             let expiry = self.latest.expiry(span);
@@ -155,15 +156,18 @@ impl<K, V> Table<K, V> {
             old_expiry = mem::replace(&mut entry.expiry, expiry);
         }
         let old_hash = mem::replace(&mut entry.hash, hash);
-        *entry.seen_epoch.get_mut() = Entry::<K, V>::NEVER_SEEN;
-        *self.written.at_mut(id) = written;
+        *entry.seen.get_mut() = self.ticks.insert(&mut self.policy_epoch);
+        entry.written = written;
         self.index.exchange(old_hash, hash, id);
-        let epoch = match reason {
-            EvictReason::Evicted => self.policy.exchange_in_epoch(id, old_hash, hash, weight),
-            EvictReason::Expired => self.policy.renew_in_epoch(id, hash, weight),
+        let epoch = self.policy_epoch.get_mut();
+        let new_epoch = match reason {
+            EvictReason::Evicted => {
+                self.policy.exchange_in_epoch(id, old_hash, hash, weight, *epoch)
+            }
+            EvictReason::Expired => self.policy.renew_in_epoch(id, hash, weight, *epoch),
         };
         if self.table_config.time_to_idle.is_none() {
-            self.policy_epoch = epoch;
+            *epoch = new_epoch;
         }
         if !is_timeless {
             self.tell_exchanged(id, (old_expiry, old_hash), expiry, *new_entry);
@@ -198,9 +202,10 @@ impl<K, V> Table<K, V> {
         if self.orders.is_some() || !may_evict {
             return self.next_to_leave(limit, now, None, may_evict);
         }
+        let (last_use, looks) = (Ticks::of(&self.store), &mut self.looks);
         let victim = match limit {
-            Limit::Entries => self.policy.victim(None),
-            Limit::Weight => self.policy.victim_for_weight(None),
+            Limit::Entries => self.policy.victim(None, last_use, looks),
+            Limit::Weight => self.policy.victim_for_weight(None, last_use, looks),
         };
         victim.map(|id| (id, EvictReason::Evicted))
     }

@@ -75,7 +75,7 @@ pub(in crate::core) struct Expiry {
     links: Slots<Links>,
     /// For each step, in the order of expiry, the next at the back.
     written: SmallVec<[List; 1]>,
-    own: Heap,
+    own: Heap<Stamp>,
 }
 
 impl Expiry {

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use crate::sync::atomic::Ordering::Relaxed;
+
 use super::policy::Policy;
 use super::slots::SlotId;
 use super::stamp::Stamp;
@@ -17,13 +19,18 @@ impl<K, V> Table<K, V> {
         entry.expiry.life_left(now.plus(self.table_config.grace))
     }
 
-    /// See [`Policy::heat`].
-    pub(in super::super) fn heat(&self, id: SlotId) -> u32 {
-        self.policy.heat(id)
+    /// How much an entry is worth keeping beside the others of the cache. Where the policy keeps an order
+    /// of use that is how long ago it was used, seen from when [`newest`](Self::newest) was asked for.
+    pub(in super::super) fn heat(&self, id: SlotId, entry: &Entry<K, V>, newest: u64) -> u64 {
+        if !self.ticks.are_kept() {
+            return u64::from(self.policy.heat(id));
+        }
+        // What was used since then is hotter than all that was not.
+        (entry.seen.load(Relaxed).wrapping_sub(newest)).wrapping_add(1 << 63)
     }
 
-    /// See [`Policy::after_in_use`].
-    pub(in super::super) fn after_in_use(&self, after: Option<SlotId>) -> Option<SlotId> {
-        self.policy.after_in_use(after)
+    /// The newest tick, for [`heat`](Self::heat).
+    pub(in super::super) fn newest(&self) -> u64 {
+        self.policy_epoch.load(Relaxed)
     }
 }

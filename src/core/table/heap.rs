@@ -1,4 +1,4 @@
-//! Slots by a moment, the earliest on top, in memory that only grows.
+//! Slots by a moment, or by another key, the earliest on top, in memory that only grows.
 //!
 //! A heap with four children to a node (Johnson: *Priority queues with update and finding minimum
 //! spanning trees*, Information Processing Letters 4, 1975; heaps as such: Knuth, *The Art of
@@ -12,51 +12,101 @@
 //! dropped, and nothing is taken before the first slot comes.
 
 use super::slots::{SEGMENT, SlotId, Slots, growth};
-use super::stamp::Stamp;
+use super::ticks::Looks;
 
 /// Children of a node: those of place `p` are at `4p + 1` and the three after it.
 const CHILDREN: usize = 4;
 
-#[derive(Debug, Default)]
-pub(in crate::core) struct Heap {
+/// Where the first place is, in the two arrays.
+const ROOT: usize = CHILDREN - 1;
+
+#[derive(Debug)]
+pub(in crate::core) struct Heap<M> {
     /// How many there are. What stands at this place and behind it in the two arrays is left over.
     len: usize,
     /// Apart from the slots, as together they would be padded to 16 bytes.
-    moments: Slots<Stamp>,
+    moments: Slots<M>,
     slots: Slots<SlotId>,
     places: Places,
 }
 
+// Not derived: that would ask `M` for a default.
+impl<M> Default for Heap<M> {
+    fn default() -> Self {
+        let (moments, slots) = (Slots::default(), Slots::default());
+        Self { len: 0, moments, slots, places: Places::default() }
+    }
+}
+
+/// Where what has this place stands. The places before the root are never used: so the children of a
+/// node are four places that a multiple of four begins with, and in one segment.
 const fn at(place: usize) -> SlotId {
     // There are no more places than slots.
-    SlotId::from_bits(place as u32)
+    SlotId::from_bits((place + ROOT) as u32)
 }
 
 const fn parent(place: usize) -> usize {
     (place - 1) / CHILDREN
 }
 
-impl Heap {
+impl<M: Ord + Copy + std::fmt::Debug> Heap<M> {
     pub(in crate::core) fn len(&self) -> usize {
         self.len
     }
 
     /// The earliest; of several any.
     #[inline]
-    pub(in crate::core) fn first(&self) -> Option<(Stamp, SlotId)> {
+    pub(in crate::core) fn first(&self) -> Option<(M, SlotId)> {
         (self.len > 0).then(|| (self.moments[at(0)], self.slots[at(0)]))
     }
 
+    /// The earliest but for `keep`.
+    #[inline]
+    pub(in crate::core) fn first_but(&self, keep: Option<SlotId>) -> Option<(M, SlotId)> {
+        let first = self.first()?;
+        if keep != Some(first.1) {
+            return Some(first);
+        }
+        let second =
+            (1..self.len.min(CHILDREN + 1)).min_by_key(|&child| self.moments[at(child)])?;
+        Some((self.moments[at(second)], self.slots[at(second)]))
+    }
+
+    /// The earliest but for `keep` where the moments have become later since they were told:
+    /// `now` says what one is. Puts what comes up with a moment of the past in its place, as far as
+    /// there are `looks`. An error is what comes first where they were used up.
+    pub(in crate::core) fn settled_first(
+        &mut self,
+        keep: Option<SlotId>,
+        now: impl Fn(SlotId, M) -> M,
+        looks: &mut Looks,
+    ) -> Result<Option<(M, SlotId)>, (M, SlotId)> {
+        while let Some((told, slot)) = self.first_but(keep) {
+            let moment = now(slot, told);
+            if moment == told {
+                return Ok(Some((told, slot)));
+            }
+            if !looks.take() {
+                return Err((moment, slot));
+            }
+            // Later than told, so it sinks.
+            if let Some(place) = self.places.get(slot) {
+                self.sink(place, slot, moment);
+            }
+        }
+        Ok(None)
+    }
+
     /// The moment of `slot`, if it is here.
-    pub(in crate::core) fn moment_of(&self, slot: SlotId) -> Option<Stamp> {
+    pub(in crate::core) fn moment_of(&self, slot: SlotId) -> Option<M> {
         self.places.get(slot).map(|place| self.moments[at(place)])
     }
 
     /// Adds `slot`, which is not here.
-    pub(in crate::core) fn insert(&mut self, slot: SlotId, moment: Stamp) {
+    pub(in crate::core) fn insert(&mut self, slot: SlotId, moment: M) {
         debug_assert_eq!(self.places.get(slot), None);
         let place = self.len;
-        if place == self.slots.len() {
+        while self.slots.len() <= place + ROOT {
             self.moments.push(moment);
             self.slots.push(slot);
         }
@@ -82,7 +132,7 @@ impl Heap {
     }
 
     /// Stores `slot` at the free place `place`, or above it.
-    fn rise(&mut self, mut place: usize, slot: SlotId, moment: Stamp) {
+    fn rise(&mut self, mut place: usize, slot: SlotId, moment: M) {
         while place > 0 {
             let above = parent(place);
             if self.moments[at(above)] <= moment {
@@ -95,21 +145,33 @@ impl Heap {
     }
 
     /// Stores `slot` at the free place `place`, or below it.
-    fn sink(&mut self, mut place: usize, slot: SlotId, moment: Stamp) {
-        loop {
-            let first = CHILDREN * place + 1;
-            let children = first..(first + CHILDREN).min(self.len);
-            let Some(least) = children.min_by_key(|&child| self.moments[at(child)]) else { break };
-            if self.moments[at(least)] >= moment {
-                break;
-            }
-            self.put(place, self.slots[at(least)], self.moments[at(least)]);
+    fn sink(&mut self, mut place: usize, slot: SlotId, moment: M) {
+        while let Some((least, earliest)) = self.least_below(place)
+            && earliest < moment
+        {
+            self.put(place, self.slots[at(least)], earliest);
             place = least;
         }
         self.put(place, slot, moment);
     }
 
-    fn put(&mut self, place: usize, slot: SlotId, moment: Stamp) {
+    /// The child of `place` with the earliest moment.
+    #[inline]
+    fn least_below(&self, place: usize) -> Option<(usize, M)> {
+        let first = CHILDREN * place + 1;
+        let count = self.len.checked_sub(first)?.min(CHILDREN);
+        // They stand in one line of memory, or two, and are compared without a look for each.
+        let moments = self.moments.run(at(first), count);
+        let mut least = (0, *moments.first()?);
+        for (child, &moment) in moments.iter().enumerate().skip(1) {
+            if moment < least.1 {
+                least = (child, moment);
+            }
+        }
+        Some((first + least.0, least.1))
+    }
+
+    fn put(&mut self, place: usize, slot: SlotId, moment: M) {
         self.slots[at(place)] = slot;
         self.moments[at(place)] = moment;
         self.places.set(slot, place);
@@ -126,6 +188,18 @@ impl Heap {
                 "{slot:?} comes before the one above it"
             );
         }
+    }
+
+    /// As [`validate`](Self::validate), and unless all here are among `occupied`; returns the others.
+    pub(in crate::core) fn validate_among(
+        &self,
+        occupied: &mut dyn Iterator<Item = SlotId>,
+    ) -> Vec<SlotId> {
+        self.validate();
+        let (here, others): (Vec<_>, Vec<_>) =
+            occupied.partition(|&slot| self.moment_of(slot).is_some());
+        assert_eq!(here.len(), self.len, "something empty is in the heap");
+        others
     }
 }
 
@@ -187,6 +261,7 @@ impl Places {
 mod tests {
     use std::collections::{BTreeMap, BTreeSet};
 
+    use super::super::stamp::Stamp;
     use super::*;
 
     const STEPS: usize = if cfg!(miri) { 100 } else { 50_000 };
@@ -209,7 +284,7 @@ mod tests {
     /// A heap, and what it should hold.
     #[derive(Default)]
     struct Modelled {
-        heap: Heap,
+        heap: Heap<Stamp>,
         order: BTreeSet<(Stamp, SlotId)>,
         moments: BTreeMap<SlotId, Stamp>,
     }

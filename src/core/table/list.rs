@@ -77,11 +77,6 @@ impl List {
         links[id].links().ahead.some()
     }
 
-    /// The slot behind `id`, that is, the one pushed before it.
-    pub(super) fn behind<L: Linked>(&self, links: &Slots<L>, id: SlotId) -> Option<SlotId> {
-        links[id].links().behind.some()
-    }
-
     /// Whether `id` is in a list.
     pub(super) fn holds<L: Linked>(links: &Slots<L>, id: SlotId) -> bool {
         links.get(id).is_some_and(|links| links.links().ahead != Links::MARK)
@@ -134,6 +129,25 @@ impl List {
         self.front = id;
     }
 
+    /// Moves the slot at the back, if there is one, to the front of another list.
+    #[inline]
+    pub(super) fn move_back_to<L: Linked>(&mut self, other: &mut Self, links: &mut Slots<L>) {
+        let Some(id) = self.back.some() else { return };
+        let to = Links { ahead: SlotId::NONE, behind: other.front };
+        let ahead = std::mem::replace(links[id].links_mut(), to).ahead;
+        match ahead {
+            SlotId::NONE => self.front = ahead,
+            ahead => links[ahead].links_mut().behind = SlotId::NONE,
+        }
+        match other.front {
+            SlotId::NONE => other.back = id,
+            front => links[front].links_mut().ahead = id,
+        }
+        (self.back, other.front) = (ahead, id);
+        self.len -= 1;
+        other.len += 1;
+    }
+
     /// All slots from the back to the front; for `validate` and tests.
     pub(super) fn iter<'a, L: Linked>(
         &self,
@@ -169,33 +183,46 @@ mod tests {
     use super::*;
 
     #[test]
-    fn behaves_like_a_deque_and_lets_go_of_the_middle() {
-        let (mut list, mut links) = (List::default(), Slots::<Links>::default());
-        let mut model: VecDeque<SlotId> = VecDeque::new();
+    fn two_lists_behave_like_deques_that_let_go_of_the_middle() {
+        let (mut lists, mut links) = ([List::default(); 2], Slots::<Links>::default());
+        let mut models: [VecDeque<SlotId>; 2] = Default::default();
         let mut state = 1u32;
         for _ in 0..if cfg!(miri) { 60 } else { 20_000 } {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
             let id = SlotId::from_bits((state >> 16) % 23);
-            match (model.iter().position(|&other| other == id), state >> 30) {
-                (None, _) => {
-                    list.push_front(&mut links, id);
-                    model.push_front(id);
+            let place_in = |model: &VecDeque<SlotId>| model.iter().position(|&other| other == id);
+            let found = (0..2).find_map(|which| Some((which, place_in(&models[which])?)));
+            match (found, state >> 30) {
+                (None, which) => {
+                    let which = which as usize % 2;
+                    lists[which].push_front(&mut links, id);
+                    models[which].push_front(id);
                 }
-                (Some(place), 0) => {
-                    list.move_to_front(&mut links, id);
-                    model.remove(place);
-                    model.push_front(id);
+                (Some((which, place)), 0) => {
+                    lists[which].move_to_front(&mut links, id);
+                    models[which].remove(place);
+                    models[which].push_front(id);
                 }
-                (Some(place), _) => {
-                    list.remove(&mut links, id);
-                    model.remove(place);
+                (Some((which, _)), 1) => {
+                    let [first, second] = &mut lists;
+                    let (from, to) = if which == 0 { (first, second) } else { (second, first) };
+                    from.move_back_to(to, &mut links);
+                    let moved = models[which].pop_back().unwrap();
+                    models[1 - which].push_front(moved);
+                }
+                (Some((which, place)), _) => {
+                    lists[which].remove(&mut links, id);
+                    models[which].remove(place);
                 }
             }
-            assert!(list.iter(&links).eq(model.iter().rev().copied()));
-            assert_eq!(list.len(), model.len());
-            assert_eq!(list.front(), model.front().copied());
-            assert_eq!(list.back(), model.back().copied());
-            assert_eq!(List::holds(&links, id), model.contains(&id));
+            for (list, model) in lists.iter().zip(&models) {
+                assert!(list.iter(&links).eq(model.iter().rev().copied()));
+                assert_eq!(list.len(), model.len());
+                assert_eq!(list.front(), model.front().copied());
+                assert_eq!(list.back(), model.back().copied());
+            }
+            let is_held = models.iter().any(|model| model.contains(&id));
+            assert_eq!(List::holds(&links, id), is_held);
         }
     }
 }

@@ -23,6 +23,7 @@ pub(super) mod stamp;
 mod store;
 #[cfg(all(test, not(shuttle)))]
 mod tests;
+mod ticks;
 pub(super) mod usage;
 
 use std::mem;
@@ -30,15 +31,16 @@ use std::time::Duration;
 
 use equivalent::Equivalent;
 
-use crate::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use crate::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use idle::Idle;
 use index::{Index, SlotHash};
 use orders::Orders;
 use policy::{AnyPolicy, HitNote, NO_EPOCH, Policy};
-use slots::{SlotId, Slots};
+use slots::SlotId;
 use stamp::{Span, Stamp};
 use store::Store;
+use ticks::{Looks, Ticks};
 use usage::{Limit, Usage};
 
 pub(super) use config::TableConfig;
@@ -79,35 +81,42 @@ pub(super) struct Table<K, V> {
     generation: u64,
     /// The [`policy_epoch`](Policy::policy_epoch) of the policy, found here without asking which
     /// policy it is. [`NO_EPOCH`] where entries may be idle for too long, as then every hit is to be
-    /// noted.
-    policy_epoch: u32,
+    /// noted. Of a policy that keeps an order of use the newest tick, which hits change under the read
+    /// lock; see [`ticks`].
+    policy_epoch: AtomicU64,
     store: Store<K, V>,
     index: Index,
     held: Usage,
     /// The latest moment seen by a write: where the clock goes back, this one stands still.
     latest: Stamp,
+    /// What is left of the search for an entry to evict under this lock hold.
+    looks: Looks,
+    ticks: Ticks,
     /// Only where each entry needs one of them, or one entry has.
     orders: Option<Box<Orders>>,
-    /// For each slot, when its value was written, in seconds since the cache was made; for people.
-    written: Slots<u32>,
     policy: AnyPolicy,
     table_config: TableConfig,
 }
 
 impl<K, V> Table<K, V> {
     pub(super) fn new(table_config: &TableConfig, generation: u64) -> Self {
+        let policy = AnyPolicy::new(table_config.policy, table_config.learner.as_ref());
+        let notes_every_hit = table_config.time_to_idle.is_some();
+        let ticks = Ticks::new(policy.keeps_order(), notes_every_hit);
+        let epoch = if ticks.are_kept() { Ticks::FIRST } else { NO_EPOCH };
         Self {
             table_config: table_config.clone(),
             generation,
-            policy_epoch: NO_EPOCH,
+            policy_epoch: AtomicU64::new(epoch),
             store: Store::default(),
             index: Index::default(),
             held: Usage::default(),
             latest: Stamp::ZERO,
             orders: Orders::are_needed_by_all(table_config)
                 .then(|| Box::new(Orders::new(table_config))),
-            written: Slots::default(),
-            policy: AnyPolicy::new(table_config.policy, table_config.learner.as_ref()),
+            looks: Looks::default(),
+            ticks,
+            policy,
         }
     }
 
@@ -235,11 +244,6 @@ impl<K, V> Table<K, V> {
         entry.expiry.over(now.plus(self.table_config.grace))
     }
 
-    /// When the value in a slot was written, in seconds since the cache was made.
-    pub(super) fn written(&self, id: SlotId) -> u32 {
-        self.written.get(id).copied().unwrap_or_default()
-    }
-
     /// Notes when an entry was used, under either lock.
     #[inline]
     pub(super) fn note_use(&self, id: SlotId, now: Stamp) {
@@ -255,42 +259,45 @@ impl<K, V> Table<K, V> {
     pub(super) fn is_settled(&self, entry: &Entry<K, V>) -> bool {
         // Relaxed, as all that hits note: it is compared with the epoch of the policy only. It cannot
         // be that of an earlier entry, as a slot is filled under the write lock.
-        entry.seen_epoch.load(Relaxed) == self.policy_epoch
+        entry.seen.load(Relaxed) == self.policy_epoch.load(Relaxed)
     }
 
-    /// Notes a hit of an entry that is not [settled](Self::is_settled), under the read lock.
+    /// Whether entries may be idle, so that every hit is to be noted with its moment.
+    #[inline]
+    pub(super) fn notes_moments(&self) -> bool {
+        self.ticks.notes_every_hit()
+    }
+
+    /// Notes a hit of an entry that is not [settled](Self::is_settled), under the read lock; beside
+    /// [`note_use`](Self::note_use), where moments are noted.
     // Not inline: most hits are settled, and this would stand in their way.
     #[inline(never)]
-    pub(super) fn hit(&self, id: SlotId, entry: &Entry<K, V>) -> HitNote {
-        let note = self.policy.hit(id);
-        if note == HitNote::Settled && self.policy_epoch != NO_EPOCH {
-            entry.seen_epoch.store(self.policy_epoch, Relaxed);
+    pub(super) fn hit(&self, id: SlotId, entry: &Entry<K, V>) {
+        match self.policy.hit(id) {
+            HitNote::Taken => {}
+            HitNote::Settled => {
+                let epoch = self.policy_epoch.load(Relaxed);
+                if epoch != NO_EPOCH {
+                    entry.seen.store(epoch, Relaxed);
+                }
+            }
+            HitNote::Ordered => self.ticks.hit(&self.policy_epoch, &entry.seen),
         }
-        note
     }
 
-    /// Plays back what hits have noted; first of all under every write lock.
-    // Always: nearly always there is nothing, and the call takes three times as long as to see that.
+    /// First of all under every write lock.
     #[inline(always)]
     pub(super) fn begin_write(&mut self) {
-        let mut orders = self.orders.as_deref_mut();
-        if let Some(orders) = &mut orders {
+        self.looks.reset();
+        if let Some(orders) = self.orders.as_deref_mut() {
             orders.begin_write();
         }
-        self.policy.drain_hits(|id| {
-            if let Some(orders) = &mut orders {
-                orders.touched(id);
-            }
-        });
     }
 
     /// Notes a use, under the write lock.
     pub(super) fn touch(&mut self, id: SlotId) {
         if let Some(entry) = self.store.entry_mut(id) {
-            touch_policy(&mut self.policy, self.policy_epoch, id, entry);
-        }
-        if let Some(orders) = &mut self.orders {
-            orders.touched(id);
+            touch_policy(&mut self.policy, self.ticks, &mut self.policy_epoch, id, entry);
         }
     }
 
@@ -298,9 +305,8 @@ impl<K, V> Table<K, V> {
     pub(super) fn insert(&mut self, key: K, value: V, new_entry: NewEntry) {
         let expiry = self.stamp(new_entry.span, new_entry.now);
         let NewEntry { hash, weight, written, .. } = new_entry;
-        let seen_epoch = AtomicU32::new(Entry::<K, V>::NEVER_SEEN);
-        let id = self.store.insert(Entry { expiry, key, value, seen_epoch, hash, weight });
-        *self.written.reach(id) = written;
+        let seen = AtomicU64::new(self.ticks.insert(&mut self.policy_epoch));
+        let id = self.store.insert(Entry { expiry, key, value, seen, hash, written, weight });
         self.index.insert(hash, id);
         self.policy.insert(id, hash, weight);
         self.refresh_epoch();
@@ -365,13 +371,10 @@ impl<K, V> Table<K, V> {
     /// After whatever may have changed the epoch of the policy: an insertion, the choice of a victim.
     #[inline]
     fn refresh_epoch(&mut self) {
-        self.policy_epoch = self.current_epoch();
-    }
-
-    #[inline]
-    fn current_epoch(&self) -> u32 {
-        let notes_every_hit = self.table_config.time_to_idle.is_some();
-        if notes_every_hit { NO_EPOCH } else { self.policy.policy_epoch() }
+        if self.table_config.time_to_idle.is_none() {
+            let epoch = self.policy_epoch.get_mut();
+            *epoch = self.policy.policy_epoch(*epoch);
+        }
     }
 
     /// An entry that is dead at `now`, if one is found; see [`may_have_more`](Self::may_have_more).
@@ -387,13 +390,22 @@ impl<K, V> Table<K, V> {
         self.idle().is_some_and(Idle::is_tired)
     }
 
+    /// Whether [`evict_one`](Self::evict_one) has found nothing only because it has looked enough under
+    /// one lock hold.
+    pub(super) fn is_tired(&self) -> bool {
+        self.looks.are_used_up()
+    }
+
     /// The live entry to give up next for `limit`, never `keep`.
     fn victim(&mut self, limit: Limit, keep: Option<SlotId>) -> Option<SlotId> {
-        let sizes = self.orders.as_ref().and_then(|orders| orders.sizes.as_ref());
-        let victim = match (limit, sizes) {
-            (Limit::Entries, _) => self.policy.victim(keep),
-            (Limit::Weight, None) => self.policy.victim_for_weight(keep),
-            (Limit::Weight, Some(sizes)) => sizes.largest(keep),
+        let sizes = self.orders.as_mut().and_then(|orders| orders.sizes.as_mut());
+        let victim = {
+            let (last_use, looks) = (Ticks::of(&self.store), &mut self.looks);
+            match (limit, sizes) {
+                (Limit::Entries, _) => self.policy.victim(keep, last_use, looks),
+                (Limit::Weight, None) => self.policy.victim_for_weight(keep, last_use, looks),
+                (Limit::Weight, Some(sizes)) => sizes.largest(keep, last_use, looks),
+            }
         };
         if victim.is_none() {
             // Else when it leaves.
@@ -404,7 +416,8 @@ impl<K, V> Table<K, V> {
 
     /// What must leave next for `limit`, never `keep`, and why: an expired entry if there is one, else,
     /// if it `may_evict`, the one that the policy gives up. It is to be [evicted](Self::evict) or
-    /// [exchanged](Self::exchange) under this lock hold.
+    /// [exchanged](Self::exchange) under this lock hold. Where it finds none, see
+    /// [`is_tired`](Self::is_tired).
     pub(super) fn next_to_leave(
         &mut self,
         limit: Limit,
@@ -473,8 +486,10 @@ impl<K, V> Table<K, V> {
         assert_eq!(self.index.len() as u64, held.entries, "the index knows empty slots");
 
         self.policy.validate(&mut ids());
-        if held.entries != 0 {
-            assert_eq!(self.policy_epoch, self.current_epoch(), "hits go by an epoch of the past");
+        let (epoch, notes_every_hit) = (self.newest(), self.table_config.time_to_idle.is_some());
+        let present = if notes_every_hit { NO_EPOCH } else { self.policy.policy_epoch(epoch) };
+        if held.entries != 0 && !self.ticks.are_kept() {
+            assert_eq!(epoch, present, "hits go by an epoch of the past");
         }
         match &self.orders {
             Some(orders) => {
@@ -503,15 +518,20 @@ fn advance(latest: &mut Stamp, now: Stamp) {
 #[inline]
 fn touch_policy<K, V>(
     policy: &mut AnyPolicy,
-    policy_epoch: u32,
+    ticks: Ticks,
+    policy_epoch: &mut AtomicU64,
     id: SlotId,
     entry: &mut Entry<K, V>,
 ) {
-    let seen_epoch = entry.seen_epoch.get_mut();
-    if *seen_epoch != policy_epoch
-        && policy.touch(id) == HitNote::Settled
-        && policy_epoch != NO_EPOCH
-    {
-        *seen_epoch = policy_epoch;
+    let seen = entry.seen.get_mut();
+    let epoch = *policy_epoch.get_mut();
+    if *seen == epoch {
+        return;
+    }
+    match policy.touch(id) {
+        HitNote::Taken => {}
+        HitNote::Settled if epoch == NO_EPOCH => {}
+        HitNote::Settled => *seen = epoch,
+        HitNote::Ordered => *seen = ticks.touch(policy_epoch),
     }
 }

@@ -8,7 +8,7 @@ use super::entry::NewEntry;
 use super::expiry::{Expiry, Life};
 use super::idle::Idle;
 use super::index::SlotHash;
-use super::policy::{MemoryPressure, Sizes};
+use super::policy::{EvictionPolicy, MemoryPressure, Sizes};
 use super::slots::SlotId;
 use super::stamp::Stamp;
 
@@ -26,7 +26,8 @@ impl Orders {
         Self {
             expiry: Expiry::new(config.jitter),
             idle: config.time_to_idle.map(Idle::new),
-            sizes: (config.pressure == MemoryPressure::LargestFirst).then(Sizes::default),
+            sizes: (config.pressure == MemoryPressure::LargestFirst)
+                .then(|| Sizes::new(config.policy == EvictionPolicy::Lru)),
         }
     }
 
@@ -65,8 +66,7 @@ impl Orders {
     ) {
         self.expiry.exchange(id, old, expiry, new_entry.life, new_entry.hash);
         if let Some(sizes) = &mut self.sizes {
-            sizes.remove(id);
-            sizes.insert(id, new_entry.size);
+            sizes.exchange(id, new_entry.size);
         }
         if let Some(idle) = &mut self.idle {
             idle.write(id, now);
@@ -77,14 +77,6 @@ impl Orders {
     pub(super) fn rescheduled(&mut self, id: SlotId, old: Stamp, expiry: Stamp, hash: SlotHash) {
         self.expiry.cancel(id, old, hash);
         self.expiry.schedule(id, expiry, Life::Own, hash);
-    }
-
-    /// The entry in `id` was used. Under the write lock; when that was is [noted](Idle::note) under
-    /// either.
-    pub(super) fn touched(&mut self, id: SlotId) {
-        if let Some(sizes) = &mut self.sizes {
-            sizes.touch(id);
-        }
     }
 
     /// The entry in `id`, which expired at `expiry`, has left.

@@ -79,6 +79,13 @@ impl<T> Slots<T> {
         }
     }
 
+    /// So many items from `id` on, which are in one segment.
+    #[inline]
+    pub(super) fn run(&self, id: SlotId, len: usize) -> &[T] {
+        let (segment, place) = id.split();
+        &self.segments[segment][place..place + len]
+    }
+
     /// Whether one more item would have no id left.
     pub(in crate::core) fn is_full(&self) -> bool {
         self.len >= MOST

@@ -85,9 +85,9 @@ impl Checked {
     }
 
     fn held(&self, key: u64) -> Option<Held> {
-        let (id, entry) = self.table.find(Self::hash(key), &key)?;
-        let Entry { value, weight, expiry, .. } = *entry;
-        Some(Held { value, weight, expiry, written: self.table.written(id) })
+        let (_, entry) = self.table.find(Self::hash(key), &key)?;
+        let Entry { value, weight, expiry, written, .. } = *entry;
+        Some(Held { value, weight, expiry, written })
     }
 
     fn check(&self) {

@@ -2,13 +2,14 @@
 
 use super::super::index::SlotHash;
 use super::super::slots::SlotId;
+use super::super::ticks::{LastUse, Looks};
 
 /// The [`Policy::policy_epoch`] of a policy that settles nothing.
-pub(in super::super) const NO_EPOCH: u32 = u32::MAX;
+pub(in super::super) const NO_EPOCH: u64 = u64::MAX;
 
-/// The epoch for a number that counts up: half of all epochs go by before one comes again.
-pub(super) const fn epoch_of(count: u32) -> u32 {
-    (count & NO_EPOCH >> 1) + 1
+/// The epoch for a number that counts up.
+pub(super) const fn epoch_of(count: u32) -> u64 {
+    count as u64 + 1
 }
 
 /// What a policy makes of a hit that it was told of under the read lock.
@@ -18,8 +19,8 @@ pub(in crate::core) enum HitNote {
     Taken,
     /// Taken, and more hits of the slot are not worth a note until [`Policy::policy_epoch`] changes.
     Settled,
-    /// No place to take it: the caller gets the write lock and calls [`Policy::touch`].
-    Full,
+    /// The policy keeps an order of use: the caller gives the entry a new tick.
+    Ordered,
 }
 
 pub(in super::super) trait Policy {
@@ -30,22 +31,16 @@ pub(in super::super) trait Policy {
     fn weigh(&mut self, _slot: SlotId, _weight: u64) {}
 
     /// What changes whenever a slot that was [settled](HitNote::Settled) is so no longer: never 0,
-    /// and under the write lock only.
-    fn policy_epoch(&self) -> u32 {
-        NO_EPOCH
+    /// and under the write lock only. A policy that settles nothing leaves the `present` one as it is.
+    fn policy_epoch(&self, present: u64) -> u64 {
+        present
     }
 
     /// The entry in `slot` was read. Under the *read* lock: relaxed atomics only.
     fn hit(&self, slot: SlotId) -> HitNote;
 
-    /// The entry in `slot` was read or its value replaced; under the write lock. Never
-    /// [`HitNote::Full`].
+    /// The entry in `slot` was read or its value replaced; under the write lock.
     fn touch(&mut self, slot: SlotId) -> HitNote;
-
-    /// Brings in order what hits have left to do; a bounded amount. `also` is called with every
-    /// slot that was hit, in the order of the hits. Called before anything else under the write
-    /// lock.
-    fn drain_hits(&mut self, also: impl FnMut(SlotId));
 
     /// The entry in `slot` leaves for another reason than that the policy chose it: that says nothing
     /// of its worth.
@@ -64,26 +59,27 @@ pub(in super::super) trait Policy {
     }
 
     /// The slot to evict next, other than `keep`; it stays until [`evict`](Self::evict). A bounded
-    /// amount of work.
-    fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId>;
+    /// amount of work: none where a policy that keeps an order of use has used up its `looks`.
+    fn victim(
+        &mut self,
+        keep: Option<SlotId>,
+        last_use: impl LastUse,
+        looks: &mut Looks,
+    ) -> Option<SlotId>;
 
     /// The same where it is weight that is needed.
-    fn victim_for_weight(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
-        self.victim(keep)
+    fn victim_for_weight(
+        &mut self,
+        keep: Option<SlotId>,
+        last_use: impl LastUse,
+        looks: &mut Looks,
+    ) -> Option<SlotId> {
+        self.victim(keep, last_use, looks)
     }
 
     /// How much the entry in `slot` is worth keeping beside the others of the cache: what is written
-    /// down first when all are. Of a policy that keeps an order, see
-    /// [`after_in_use`](Self::after_in_use), always 0.
-    fn heat(&self, _slot: SlotId) -> u32 {
-        0
-    }
-
-    /// Of a policy that keeps an order of use, the slot behind `after` in it, from the most recently
-    /// used on; the first for `None`, or where `after` holds no entry any more.
-    fn after_in_use(&self, _after: Option<SlotId>) -> Option<SlotId> {
-        None
-    }
+    /// down first when all are. Not asked where the policy keeps an order of use, which says it.
+    fn heat(&self, slot: SlotId) -> u32;
 
     /// Panics unless this policy holds exactly `occupied` slots and its parts agree.
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>);

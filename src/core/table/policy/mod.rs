@@ -4,6 +4,7 @@
 //! [`Policy::hit`] is called under the write lock of the shard.
 
 mod by_size;
+mod by_use;
 mod contract;
 mod lhd;
 mod lru;
@@ -19,6 +20,7 @@ use std::sync::Arc;
 
 use super::index::SlotHash;
 use super::slots::SlotId;
+use super::ticks::{LastUse, Looks};
 use lhd::HitDensity;
 use lru::Lru;
 use s3_fifo::S3Fifo;
@@ -69,6 +71,7 @@ pub enum MemoryPressure {
 /// six instructions.
 #[derive(Debug)]
 #[repr(u8)]
+#[allow(clippy::large_enum_variant, reason = "one for each shard; a hit would look for a box")]
 pub(super) enum AnyPolicy {
     Lru(Lru),
     S3Fifo(S3Fifo),
@@ -100,7 +103,13 @@ impl AnyPolicy {
 }
 
 impl AnyPolicy {
-    /// [`exchange`](Policy::exchange), and the epoch after it.
+    /// Whether the policy goes by when entries were used last.
+    #[inline]
+    pub(super) fn keeps_order(&self) -> bool {
+        matches!(self, Self::Lru(_))
+    }
+
+    /// [`exchange`](Policy::exchange), and the epoch after it where it was `epoch` before.
     // Always: one look at which policy it is.
     #[inline(always)]
     pub(super) fn exchange_in_epoch(
@@ -109,10 +118,11 @@ impl AnyPolicy {
         old: SlotHash,
         new: SlotHash,
         weight: u64,
-    ) -> u32 {
+        epoch: u64,
+    ) -> u64 {
         each!(self, policy => {
             policy.exchange(slot, old, new, weight);
-            policy.policy_epoch()
+            policy.policy_epoch(epoch)
         })
     }
 
@@ -120,11 +130,17 @@ impl AnyPolicy {
     /// than that the policy chose it.
     #[cold]
     #[inline(never)]
-    pub(super) fn renew_in_epoch(&mut self, slot: SlotId, new: SlotHash, weight: u64) -> u32 {
+    pub(super) fn renew_in_epoch(
+        &mut self,
+        slot: SlotId,
+        new: SlotHash,
+        weight: u64,
+        epoch: u64,
+    ) -> u64 {
         each!(self, policy => {
             policy.remove(slot);
             policy.insert(slot, new, weight);
-            policy.policy_epoch()
+            policy.policy_epoch(epoch)
         })
     }
 }
@@ -139,8 +155,8 @@ impl Policy for AnyPolicy {
     }
 
     #[inline]
-    fn policy_epoch(&self) -> u32 {
-        each!(self, policy => policy.policy_epoch())
+    fn policy_epoch(&self, present: u64) -> u64 {
+        each!(self, policy => policy.policy_epoch(present))
     }
 
     #[inline]
@@ -152,10 +168,6 @@ impl Policy for AnyPolicy {
         each!(self, policy => policy.touch(slot))
     }
 
-    fn drain_hits(&mut self, also: impl FnMut(SlotId)) {
-        each!(self, policy => policy.drain_hits(also));
-    }
-
     fn remove(&mut self, slot: SlotId) {
         each!(self, policy => policy.remove(slot));
     }
@@ -164,20 +176,26 @@ impl Policy for AnyPolicy {
         each!(self, policy => policy.evict(slot, hash));
     }
 
-    fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
-        each!(self, policy => policy.victim(keep))
+    fn victim(
+        &mut self,
+        keep: Option<SlotId>,
+        last_use: impl LastUse,
+        looks: &mut Looks,
+    ) -> Option<SlotId> {
+        each!(self, policy => policy.victim(keep, last_use, looks))
     }
 
-    fn victim_for_weight(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
-        each!(self, policy => policy.victim_for_weight(keep))
+    fn victim_for_weight(
+        &mut self,
+        keep: Option<SlotId>,
+        last_use: impl LastUse,
+        looks: &mut Looks,
+    ) -> Option<SlotId> {
+        each!(self, policy => policy.victim_for_weight(keep, last_use, looks))
     }
 
     fn heat(&self, slot: SlotId) -> u32 {
         each!(self, policy => policy.heat(slot))
-    }
-
-    fn after_in_use(&self, after: Option<SlotId>) -> Option<SlotId> {
-        each!(self, policy => policy.after_in_use(after))
     }
 
     fn validate(&self, occupied: &mut dyn Iterator<Item = SlotId>) {

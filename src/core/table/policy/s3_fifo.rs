@@ -19,6 +19,7 @@ use crate::sync::atomic::{AtomicU8, Ordering::Relaxed};
 use super::super::index::SlotHash;
 use super::super::list::{Linked, Links, List, validate_lists};
 use super::super::slots::{SlotId, Slots};
+use super::super::ticks::{LastUse, Looks};
 use super::contract::{HitNote, Policy, epoch_of};
 
 /// Uses are counted up to three: two bits, as in the paper.
@@ -138,7 +139,7 @@ impl Policy for S3Fifo {
     }
 
     #[inline]
-    fn policy_epoch(&self) -> u32 {
+    fn policy_epoch(&self, _: u64) -> u64 {
         epoch_of(self.round)
     }
 
@@ -156,8 +157,6 @@ impl Policy for S3Fifo {
     fn touch(&mut self, slot: SlotId) -> HitNote {
         self.hit(slot)
     }
-
-    fn drain_hits(&mut self, _: impl FnMut(SlotId)) {}
 
     fn remove(&mut self, slot: SlotId) {
         self.leave(slot);
@@ -188,7 +187,7 @@ impl Policy for S3Fifo {
     }
 
     #[inline]
-    fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+    fn victim(&mut self, keep: Option<SlotId>, _: impl LastUse, _: &mut Looks) -> Option<SlotId> {
         if keep.is_none()
             && self.small_is_over_its_share()
             && let Some(oldest) = self.small.back()
@@ -365,7 +364,7 @@ mod tests {
                 self.slots.push(key);
                 self.slots.len() - 1
             } else {
-                let victim = self.policy.victim(None).unwrap();
+                let victim = self.policy.victim(None, |_| 0, &mut Looks::default()).unwrap();
                 let place = victim.bits() as usize;
                 self.policy.evict(victim, hash(self.slots[place]));
                 self.slots[place] = key;
@@ -416,11 +415,14 @@ mod tests {
             shard.request_all(0..length);
         }
         let keep = shard.policy.small.back();
-        let victim = shard.policy.victim(keep);
+        let victim = shard.policy.victim(keep, |_| 0, &mut Looks::default());
         assert!(victim.is_some() && victim != keep);
         let mut single = Shard::new(1);
         single.request(7);
-        assert_eq!(single.policy.victim(Some(SlotId::from_bits(0))), None);
+        assert_eq!(
+            single.policy.victim(Some(SlotId::from_bits(0)), |_| 0, &mut Looks::default()),
+            None
+        );
     }
 
     #[test]

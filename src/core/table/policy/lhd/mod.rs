@@ -40,6 +40,7 @@ use std::sync::Arc;
 
 use super::super::index::SlotHash;
 use super::super::slots::SlotId;
+use super::super::ticks::{LastUse, Looks};
 use super::contract::{HitNote, Policy, epoch_of};
 use candidates::Candidates;
 use entry_meta::{EntryMetas, LINE};
@@ -208,7 +209,7 @@ impl Policy for HitDensity {
 
     /// The tick: within one, the first hit says all.
     #[inline]
-    fn policy_epoch(&self) -> u32 {
+    fn policy_epoch(&self, _: u64) -> u64 {
         epoch_of(self.clock.tick)
     }
 
@@ -235,8 +236,6 @@ impl Policy for HitDensity {
         self.metas.set(slot, self.metas.get(slot).weighing(Weight::of(weight)));
     }
 
-    fn drain_hits(&mut self, _: impl FnMut(SlotId)) {}
-
     fn remove(&mut self, slot: SlotId) {
         self.occupied.remove(slot);
         self.metas.take(slot);
@@ -258,11 +257,16 @@ impl Policy for HitDensity {
         });
     }
 
-    fn victim(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+    fn victim(&mut self, keep: Option<SlotId>, _: impl LastUse, _: &mut Looks) -> Option<SlotId> {
         self.worst::<false>(keep)
     }
 
-    fn victim_for_weight(&mut self, keep: Option<SlotId>) -> Option<SlotId> {
+    fn victim_for_weight(
+        &mut self,
+        keep: Option<SlotId>,
+        _: impl LastUse,
+        _: &mut Looks,
+    ) -> Option<SlotId> {
         self.worst::<true>(keep)
     }
 
