@@ -242,7 +242,7 @@ fn core_of_requests(policy: EvictionPolicy) -> Prepared<Core, (ContentKey, Embed
     let mut requests = (0..4 * OPERATIONS).map(|_| {
         state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
         let part = (state >> 32) as f64 / f64::from(u32::MAX);
-        keys[(part * part * part * (OPERATIONS - 1) as f64) as usize].clone()
+        keys[(part * part * part * (OPERATIONS - 1) as f64) as usize]
     });
     for key in requests.by_ref().take(3 * OPERATIONS) {
         request(&cache, key, value.clone());

@@ -23,8 +23,10 @@
 //!
 //! With insertions, one class at a time ([`step`](Learner::step)): some hundred additions, 512 times
 //! in a capacity. The same step decays the counts of the class, so that what is known follows what is
-//! asked for, with a memory of about four capacities or 6,144 waits. If nothing was counted of a
-//! frequency since the last time, its classes are passed over and keep what they have.
+//! asked for, with a memory of about four capacities or 6,144 waits. If too little was
+//! counted of a frequency since the last time, its classes are passed over and keep what they have: a
+//! small part of what is known of it would change next to nothing. When they are learned again they
+//! are decayed for the turns in which they were passed over, too, but for those without any count.
 //!
 //! # Orderings
 //!
@@ -34,7 +36,7 @@
 
 // Not through `sync`: nothing is promised about the order of these accesses, and a scheduling
 // point at each would only make the explorations of shuttle longer.
-use std::sync::atomic::{AtomicBool, AtomicI16, AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicI16, AtomicU32, Ordering::Relaxed};
 
 use super::measures::{
     AGES, BINS, Bin, CLASSES, Cell, Class, FREQUENCIES, INTERVALS, TICKS, WIDTHS, Worth, edge, end,
@@ -48,6 +50,8 @@ const DECAY: i32 = 64;
 /// Waits that must have ended before the values are learned ones, and between two decays: a small
 /// cache sees few in a capacity, and remembers more capacities (0.2 points in replays).
 const ENOUGH: u32 = 96;
+/// One part in so many of what is known of a frequency must be new for its classes to be learned anew.
+const NEW_PART: f32 = 32.0;
 /// A class is believed as far as it has more observations than this; for the rest the classes of
 /// its frequency stand in, and for those a guess.
 const PRIOR: f32 = 48.0;
@@ -83,11 +87,13 @@ impl Waits {
         }
     }
 
-    fn decay(&self) {
+    /// By so many rounds.
+    fn decay(&self, rounds: u32) {
+        let rounds = rounds.min(DECAY as u32 / 2) as i32;
         for count in self.ended.iter().chain(&self.cut) {
             let seen = count.load(Relaxed) as i32;
             if seen != 0 {
-                count.store((seen - seen / DECAY) as u32, Relaxed);
+                count.store((seen - seen / DECAY * rounds) as u32, Relaxed);
             }
         }
     }
@@ -128,6 +134,44 @@ fn add(count: &AtomicU32, what: u32) {
     count.store(count.load(Relaxed).wrapping_add(what), Relaxed);
 }
 
+/// What there is to learn anew of a frequency.
+#[derive(Debug)]
+struct News {
+    /// How much was counted since its classes were last learned.
+    counted: AtomicU32,
+    /// How much of that is enough: a part of what is known.
+    enough: AtomicU32,
+    /// Rounds since, but for those in which nothing was counted.
+    rounds: AtomicU32,
+}
+
+impl Default for News {
+    fn default() -> Self {
+        // Never learned.
+        let [counted, enough, rounds] = [1, 0, 0].map(AtomicU32::new);
+        Self { counted, enough, rounds }
+    }
+}
+
+impl News {
+    /// Whether the turn of its classes has come: then the rounds for which they are to be decayed, and
+    /// at least 1.
+    fn due(&self) -> Option<u32> {
+        let counted = self.counted.load(Relaxed);
+        if counted == 0 {
+            return None;
+        }
+        let rounds = self.rounds.load(Relaxed) + 1;
+        if counted < self.enough.load(Relaxed) {
+            self.rounds.store(rounds, Relaxed);
+            return None;
+        }
+        self.counted.store(0, Relaxed);
+        self.rounds.store(0, Relaxed);
+        Some(rounds)
+    }
+}
+
 /// One for all shards of a cache: they see the same kind of requests, and learn faster together.
 #[derive(Debug)]
 pub(in crate::core) struct Learner {
@@ -137,11 +181,10 @@ pub(in crate::core) struct Learner {
     worths: Box<Worths>,
     /// For each frequency, the part of those at risk whose wait ended, by bin.
     ended: [[Value; BINS]; FREQUENCIES],
-    /// For each frequency, whether anything was counted since its classes were last learned, or they
-    /// never were.
-    news: [AtomicBool; FREQUENCIES],
-    /// The value of `news` for the frequency whose turn it is, when that turn began.
-    has_news: AtomicBool,
+    news: [News; FREQUENCIES],
+    /// For how many rounds the classes of the frequency whose turn it is are to be decayed, when they
+    /// are learned anew; 0 if they are passed over.
+    rounds: AtomicU32,
     /// How many waits have ended since counts were last decayed, up to [`ENOUGH`].
     seen: AtomicU32,
     /// 0 until enough was seen for the first time; then 2 while this round decays, 1 if not.
@@ -158,8 +201,8 @@ impl Learner {
             waits: Box::default(),
             worths: Box::new(Worths(std::array::from_fn(Self::before_learning))),
             ended: std::array::from_fn(|_| zeros()),
-            news: std::array::from_fn(|_| AtomicBool::new(true)),
-            has_news: AtomicBool::new(false),
+            news: Default::default(),
+            rounds: AtomicU32::new(0),
             seen: AtomicU32::new(0),
             stage: AtomicU32::new(0),
             turn: AtomicU32::new(0),
@@ -204,7 +247,7 @@ impl Learner {
     /// The counts of a class, for adding to them.
     #[inline]
     fn waits(&self, class: Class) -> &Waits {
-        self.news[class.frequency() as usize % FREQUENCIES].store(true, Relaxed);
+        add(&self.news[class.frequency() as usize % FREQUENCIES].counted, 1);
         &self.waits[class.0 as usize % CLASSES]
     }
 
@@ -246,14 +289,14 @@ impl Learner {
         self.turn.store((class as u32 + 1) % CLASSES as u32, Relaxed);
         let frequency = class / INTERVALS;
         if class.is_multiple_of(INTERVALS) {
-            let news = self.news[frequency].load(Relaxed);
-            self.has_news.store(news, Relaxed);
-            if news {
-                self.news[frequency].store(false, Relaxed);
+            let due = self.news[frequency].due();
+            self.rounds.store(due.unwrap_or_default(), Relaxed);
+            if due.is_some() {
                 self.pool(frequency);
             }
         }
-        if !self.has_news.load(Relaxed) || !Class::occurs(class) {
+        let rounds = self.rounds.load(Relaxed);
+        if rounds == 0 || !Class::occurs(class) {
             return;
         }
         let mut own = LifeTable::default();
@@ -263,12 +306,15 @@ impl Learner {
             ((ended + PRIOR * self.ended[frequency][bin].get()) / (at_risk.max(ended) + PRIOR))
                 .min(1.0)
         };
-        let learned = indices(hazard);
-        for (bin, worth) in self.worths.row(class).iter().enumerate() {
-            worth.store(Worth::of(learned[bin.min(BINS - 1)]).0, Relaxed);
+        let learned = indices(hazard).map(Worth::of);
+        let (bins, beyond) = self.worths.row(class).split_at(BINS);
+        for (worth, learned) in bins.iter().zip(learned) {
+            worth.store(learned.0, Relaxed);
         }
+        let last = learned[BINS - 1].0;
+        beyond.iter().for_each(|worth| worth.store(last, Relaxed));
         if self.stage.load(Relaxed) == 2 {
-            self.waits[class].decay();
+            self.waits[class].decay(rounds);
         }
     }
 
@@ -280,6 +326,8 @@ impl Learner {
                 self.waits[class].add_to(&mut row);
             }
         }
+        let (_, known) = row[0];
+        self.news[frequency].enough.store((known / NEW_PART) as u32, Relaxed);
         for (bin, (ended, at_risk)) in row.into_iter().enumerate() {
             let part = (ended + PRIOR * unseen(frequency, bin)) / (at_risk.max(ended) + PRIOR);
             self.ended[frequency][bin].set(part);
@@ -408,6 +456,39 @@ mod tests {
         (0..ENOUGH).for_each(|_| learner.ended(quiet, Bin::of(4)));
         (0..CLASSES).for_each(|_| learner.step());
         assert!(counted(quiet) < before + ENOUGH);
+    }
+
+    #[test]
+    fn a_frequency_is_due_when_enough_is_new_and_is_decayed_for_all_rounds_with_news() {
+        let news = News::default();
+        assert_eq!(news.due(), Some(1), "never learned");
+        assert_eq!(news.due(), None, "nothing was counted");
+        news.enough.store(10, Relaxed);
+        for counted in [3, 6, 9] {
+            news.counted.store(counted, Relaxed);
+            assert_eq!(news.due(), None, "{counted}");
+        }
+        news.counted.store(10, Relaxed);
+        assert_eq!((news.due(), news.due()), (Some(4), None));
+        news.counted.store(12, Relaxed);
+        assert_eq!(news.due(), Some(1), "what was counted before is no news");
+    }
+
+    #[test]
+    fn a_decay_for_several_rounds_is_about_as_many_decays() {
+        let (at_once, one_by_one) = (Waits::default(), Waits::default());
+        for waits in [&at_once, &one_by_one] {
+            waits.ended[3].store(1000 * ONE, Relaxed);
+            waits.cut[4].store((500 * ONE).wrapping_neg(), Relaxed);
+        }
+        at_once.decay(8);
+        (0..8).for_each(|_| one_by_one.decay(1));
+        for (count, other) in at_once.ended.iter().zip(&one_by_one.ended) {
+            let (count, other) = (count.load(Relaxed), other.load(Relaxed));
+            assert!(count <= other && other - count <= other / 64, "{count} {other}");
+        }
+        let cut = at_once.cut[4].load(Relaxed) as i32;
+        assert!((-450..-430).contains(&(cut / ONE as i32)), "{cut}");
     }
 
     #[test]
