@@ -324,7 +324,7 @@ where
         wait: W,
     ) -> Result<(), CacheError> {
         let Some((key, value)) = &*entry else { unreachable!("an insert has an entry") };
-        let put = self.begin_insert(key, value, options);
+        let put = self.begin_insert(key, value, options, || self.now_for_writing());
         self.admit(&put)?;
         let mut late = None;
         // Not by `change`: nearly always nothing is left to do after this lock hold but to drop what

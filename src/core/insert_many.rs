@@ -87,18 +87,21 @@ enum Pending<'a, K, V> {
 }
 
 impl<'a, K, V> Pending<'a, K, V> {
-    /// Weighs an entry, and refuses it if it can never be stored.
+    /// Weighs an entry, and refuses it if it can never be stored. The clock is read where `moment` is
+    /// not known yet.
     fn new<S>(
         cache: &'a ShardedCache<K, V, S>,
         key: K,
         value: V,
         options: InsertOptions<'a>,
+        moment: &mut Option<(Stamp, u32)>,
     ) -> Self
     where
         K: Hash + Eq,
         S: BuildHasher,
     {
-        let put = cache.begin_insert(&key, &value, options);
+        let moment = || *moment.get_or_insert_with(|| cache.now_for_writing());
+        let put = cache.begin_insert(&key, &value, options, moment);
         match cache.admit(&put) {
             Ok(()) => Self::Entry(put, Some((key, value))),
             Err(kind) => {
@@ -183,6 +186,8 @@ where
         // At once, and no more than is told of.
         let told = self.entries.as_ref().map_or(0, |entries| entries.size_hint().0);
         self.group.reserve(told.min(GROUP));
+        // One for all: what counts is read again under way to the lock.
+        let mut moment = None;
         while self.group.len() < GROUP {
             // A caller's code that panics costs its own entry; the others are stored all the same.
             let Self { cache, options, entries, notifier, .. } = self;
@@ -191,7 +196,7 @@ where
                 *entries = None;
                 break;
             };
-            let entry = notifier.catch(|| Pending::new(cache, key, value, *options));
+            let entry = notifier.catch(|| Pending::new(cache, key, value, *options, &mut moment));
             let Some(entry) = entry else { continue };
             if let Pending::Entry(..) = entry {
                 self.order.push(self.group.len() as u8);

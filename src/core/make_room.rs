@@ -112,7 +112,7 @@ where
     K: Hash + Eq,
     S: BuildHasher,
 {
-    /// Weighs an entry and takes the time. To be [admitted](Self::admit) before it is stored.
+    /// Weighs an entry; `moment` says when that is. To be [admitted](Self::admit) before it is stored.
     // Always: a call returns the put through memory, a tenth of a replacement.
     #[inline(always)]
     pub(super) fn begin_insert<'a>(
@@ -120,6 +120,7 @@ where
         key: &K,
         value: &V,
         options: InsertOptions<'a>,
+        moment: impl FnOnce() -> (Stamp, u32),
     ) -> Put<'a, K, V> {
         let at = self.place(key);
         let mut life = Life::Default;
@@ -130,7 +131,7 @@ where
         }
         let weight = self.config.weigher.as_ref().map_or(0, |weigh| weigh(key, value));
         let size = self.config.size.as_ref().map_or(weight, |size| size(key, value));
-        let (now, written) = self.now_for_writing();
+        let (now, written) = moment();
         let span = self.span(options.time_to_live, at.hash);
         let new_entry = NewEntry { hash: at.hash, weight, size, span, life, now, written };
         Put { at, new_entry, options, desperate: false }

@@ -4,13 +4,13 @@ use std::collections::HashMap;
 use std::collections::hash_map::DefaultHasher;
 use std::hash::BuildHasherDefault;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::thread;
 use std::time::Duration;
 
 use crate::support::{FakeClock, Removals, SetOnDrop, everywhere, key};
 use embedding_cache::RemovalCause::{Expired, Removed};
-use embedding_cache::{EmbeddingCache, EvictionPolicy, MemoryPressure, ShardedCache};
+use embedding_cache::{Clock, EmbeddingCache, EvictionPolicy, MemoryPressure, ShardedCache};
 
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -308,4 +308,36 @@ fn batches_and_writers_over_the_same_shards_do_not_deadlock() {
         assert_eq!(cache.len(), 64);
         cache.validate();
     });
+}
+
+/// A clock that counts how often it is read.
+#[derive(Default)]
+struct CountingClock(AtomicUsize);
+
+impl Clock for CountingClock {
+    fn monotonic(&self) -> Duration {
+        Duration::from_secs(self.0.fetch_add(1, Relaxed) as u64)
+    }
+}
+
+#[test]
+fn a_batch_reads_the_clock_once_for_each_group_and_shard() {
+    let clock = Arc::new(CountingClock::default());
+    let cache = ShardedCache::<u64, u64>::builder()
+        .max_entries(1000)
+        .time_to_live(100 * SECOND)
+        .shards(2)
+        .clock(clock.clone())
+        .build()
+        .unwrap();
+    let reads = |batch: &dyn Fn()| {
+        let before = clock.0.load(Relaxed);
+        batch();
+        clock.0.load(Relaxed) - before
+    };
+    let keys: Vec<u64> = (0..64).collect();
+    let put = reads(&|| drop(cache.insert_many(keys.iter().map(|&key| (key, key)))));
+    assert!(put <= 3, "{put} for a group of 64 in two shards");
+    let got = reads(&|| assert_eq!(cache.get_many(&keys).iter().flatten().count(), 64));
+    assert!(got <= 3, "{got} for a group of 64 in two shards");
 }
