@@ -17,7 +17,7 @@ pub(super) fn digits<const N: usize, const D: usize>(bytes: &[u8; N]) -> [u8; D]
 /// 64 lower-case digits in half as much, as a few instructions make it of them; no two texts of digits
 /// have the same. In numbers of 64 bits, the least that is hashed and compared at once.
 ///
-/// Each sixteen bits are, less [`Self::OFFSET`], the [codes](codes) of four digits: of two neighbours,
+/// Each sixteen bits are, less [`Self::OFFSET`], the [codes] of four digits: of two neighbours,
 /// and of the two that stand [`LANES`] behind them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Packed([u64; 4]);
