@@ -1,7 +1,7 @@
 //! A batch on its way: which of its keys are hits, which are claimed, which are waited for.
 
-use std::collections::HashMap;
 use std::collections::hash_map::Entry;
+use std::collections::{HashMap, HashSet};
 use std::hash::BuildHasher;
 use std::sync::Arc;
 use std::time::Duration;
@@ -283,7 +283,7 @@ impl<'a, K: EmbeddingKey, S: BuildHasher> Request<'a, K, S> {
     /// future shows no sign of life, stays open.
     pub(super) async fn wait(&mut self) {
         let mut abandoned = false;
-        let mut silent = Vec::new();
+        let mut silent = HashSet::new();
         (self.next, self.is_leading) = (0, false);
         for place in 0..self.items.len() {
             if place % GROUP == GROUP - 1 {

@@ -146,18 +146,19 @@ fn the_oracle_notices_a_cache_that_is_not_what_was_asked_for() {
     }
 }
 
-/// Exact LRU notes hits in a log of 64 places. What once went wrong when it was full, and what could.
+/// As many hits without a write as are put right under one lock hold, and some more. Exact LRU had a
+/// log of 64 hits once, which lost some when it was full.
 #[test]
-fn a_full_log_of_hits_loses_none_and_keeps_their_order() {
-    let after_the_log_is_full = [
-        // One more hit, of an entry that is not in the log.
+fn many_hits_without_a_write_keep_their_order() {
+    let more_hits = [
+        // Of an entry that was not hit before.
         vec![Op::Get(2)],
-        // In a batch: one that the log has no place for, and one that it holds as the latest.
+        // In a batch: one that was not, and one that was hit last.
         vec![Op::GetMany(vec![0, 1])],
         vec![Op::GetMany(vec![2, 1, 0])],
         vec![Op::Get(2), Op::Get(0), Op::GetMany(vec![1, 2])],
     ];
-    for more in after_the_log_is_full {
+    for more in more_hits {
         let mut ops =
             vec![Op::InsertMany { keys: vec![0, 1, 2], weight: 0 }, Op::Gets([0, 1].repeat(32))];
         ops.extend(more);
