@@ -57,15 +57,21 @@ const HEADER: [&str; 11] = [
 
 /// The column with the names of the caches: aligned to the left, all others to the right.
 const NAMES: usize = 1;
+/// The column with the hits, by tier where there is a second one.
+const HITS: usize = 8;
 
 /// The table: a row for each cell, a blank line between task counts.
 pub(crate) fn table(cells: &[Cell]) -> String {
     let rows: Vec<_> = cells.iter().map(row).collect();
+    let mut names = HEADER;
+    if !cells.iter().any(|cell| cell.has_second_tier) {
+        names[HITS] = "hits";
+    }
     let widths: [usize; HEADER.len()] = std::array::from_fn(|column| {
         let lengths = rows.iter().map(|row| row[column].chars().count());
-        lengths.fold(HEADER[column].len(), usize::max)
+        lengths.fold(names[column].len(), usize::max)
     });
-    let header = line(&HEADER.map(str::to_owned), &widths);
+    let header = line(&names.map(str::to_owned), &widths);
     let rule = "-".repeat(header.trim_end().len());
     let mut table = format!("{header}{rule}\n");
     for (i, row) in rows.iter().enumerate() {
